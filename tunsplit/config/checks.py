@@ -1,0 +1,51 @@
+"""What keys must be towards each other, once each is right by itself."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from tunsplit.config.schema import MATCHERS, Config
+from tunsplit.config.values import shown
+from tunsplit.names import MARK_STEER, MARK_TUNNEL, MARK_UPLINK
+
+OWN_MARKS = (MARK_UPLINK, MARK_TUNNEL, MARK_STEER)
+
+
+def contradictions(config: Config, tunnel: Mapping[str, object]) -> Iterator[str]:
+    """Yield a line for each contradiction; `tunnel` is the [tunnel] table as it was written."""
+    yield from _transport(config, tunnel)
+    yield from _interfaces(config)
+    yield from _tun_addresses(config)
+    for number, app in enumerate(config.apps, 1):
+        if all(getattr(app, matcher) is None for matcher in MATCHERS):
+            *others, last = MATCHERS
+            yield f"[[app]] #{number}: found nothing to match, expected at least one of {', '.join(others)} or {last}"
+
+
+def _transport(config: Config, tunnel: Mapping[str, object]) -> Iterator[str]:
+    fwmark = config.tunnel.fwmark
+    if fwmark is None and not config.tunnel.endpoint and tunnel.get("endpoint") != "none":
+        yield (
+            "[tunnel] fwmark: found neither fwmark nor endpoint, expected at least one, to know the VPN's own packets "
+            'by (endpoint = "none" if the tunnel sends none on the uplink)'
+        )
+    if fwmark in OWN_MARKS:
+        yield (
+            f"[tunnel] fwmark: found {fwmark}, expected another mark than {', '.join(map(str, OWN_MARKS))}, "
+            "which are tunsplit's own"
+        )
+
+
+def _interfaces(config: Config) -> Iterator[str]:
+    names = {"tun": config.tun.name, "tunnel": config.tunnel.interface, "uplink": config.uplink.interface}
+    first: dict[str, str] = {}
+    for section, name in names.items():
+        key = "name" if section == "tun" else "interface"
+        if name in first:
+            yield f"[{section}] {key}: found {shown(name)}, expected another interface than {first[name]}"
+        first.setdefault(name, f"[{section}] {key}")
+
+
+def _tun_addresses(config: Config) -> Iterator[str]:
+    for family, count in Counter(address.version for address in config.tun.address).items():
+        if count > 1:
+            yield f"[tun] address: found {count} IPv{family} addresses, expected at most one a family"

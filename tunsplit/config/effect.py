@@ -1,0 +1,49 @@
+"""What a valid configuration asks for that this release does not do yet."""
+
+import msgspec
+
+from tunsplit.config.schema import SECTIONS, Config
+
+# Keys whose features are there.
+WORKING = {
+    "tun": {"name", "address", "mtu"},
+    "tunnel": {"interface", "fwmark", "endpoint", "transport_user"},
+    "uplink": {"interface"},
+    "split": {"enabled", "mode", "unattributed", "ambiguous", "hold", "protocols"},
+    "app": {"path"},
+    "dns": set[str](),
+    "lan": {"allow"},
+    "firewall": {"enabled"},
+    "control": {"socket", "group"},
+    "log": {"level", "format"},
+}
+# What follows where that is not plain, above all for who would rely on it.
+MEANWHILE = {
+    "app name": "a rule with it never matches",
+    "app cmdline": "a rule with it never matches",
+    "app user": "a rule with it never matches",
+    "app cgroup": "a rule with it never matches",
+    "app inherit": "descendants are judged like the program itself",
+    "firewall on_stop": 'SIGTERM opens the way, as with "open"',
+    "split forwarded": "forwarded packets are refused",
+    "split kernel": "the kernel's own sockets are unattributed",
+    "dns": "questions are split like any other flow",
+}
+
+
+def unsupported(config: Config) -> list[str]:
+    """Return a plain sentence for each setting that is accepted but whose feature comes in a later release."""
+    sentences = []
+    for section in SECTIONS:
+        tables = config.apps if section == "app" else (getattr(config, section),)
+        for number, table in enumerate(tables, 1):
+            where = f"[[app]] #{number}" if section == "app" else f"[{section}]"
+            for field in msgspec.structs.fields(table):
+                if field.name in WORKING[section] or getattr(table, field.name) == field.default:
+                    continue
+                if (section, getattr(table, field.name)) == ("split", "block") and field.name == "forwarded":
+                    continue  # what happens to them anyway
+                meanwhile = MEANWHILE.get(f"{section} {field.name}", MEANWHILE.get(section))
+                sentence = f"{where} {field.name} is accepted but has no effect yet"
+                sentences.append(f"{sentence}: {meanwhile}" if meanwhile else sentence)
+    return sentences
