@@ -1,0 +1,84 @@
+"""What holds around every test: root where it is needed, and nothing left behind.
+
+A test may open descriptors, start processes and build namespaces; when it is over, they are gone, and the network
+namespace that the tests were started in is as it was.
+"""
+
+import gc
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Lifetimes count down by themselves.
+LIFETIMES = re.compile(r"(valid_lft|preferred_lft|expires) \S+ ?")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("netns") and os.geteuid() != 0:
+        pytest.fail("builds network namespaces, which only root may: sudo scripts/test", pytrace=False)
+
+
+def descriptors() -> dict[str, str]:
+    """Return this process's open descriptors, and what each is."""
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        try:
+            found[path.name] = str(path.readlink())
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found
+
+
+def children() -> dict[str, str]:
+    """Return the processes that this one started and that have not been waited for."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            found[pid] = Path("/proc", pid, "stat").read_text().split(")")[0]
+    return found
+
+
+def host_state() -> dict[str, list[str]]:
+    """Return what the network namespace of the tests looks like, as lines."""
+    objects = "link show\naddress show\nroute show table all\nrule show\n"
+    commands = (["ip", "-4", "-batch", "-"], ["ip", "-6", "-batch", "-"], ["nft", "--stateless", "list", "ruleset"])
+    state = {}
+    for command in commands:
+        shown = subprocess.run(command, input=objects, capture_output=True, text=True, check=True).stdout
+        state[" ".join(command)] = LIFETIMES.sub("", shown).splitlines()
+    return state
+
+
+def left(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    return [what for key, what in after.items() if before.get(key) != what]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def untouched_host() -> Iterator[None]:
+    """The tests' own network namespace is the same after the last test as before the first."""
+    if os.geteuid() != 0:  # nothing that could change it runs
+        yield
+        return
+    before = host_state()
+    yield
+    assert before == host_state()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Descriptors and processes of a test end with it, and it leaves the host alone."""
+    netns = request.node.get_closest_marker("netns") is not None
+    host = host_state() if netns else None
+    before = descriptors(), children()
+    yield
+    after = descriptors(), children()
+    if before != after:
+        gc.collect()  # what a kept traceback holds is not left behind
+        after = descriptors(), children()
+    assert [] == left(before[0], after[0])
+    assert [] == left(before[1], after[1])
+    assert host is None or host == host_state()
