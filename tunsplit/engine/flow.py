@@ -1,0 +1,134 @@
+"""A flow: one conversation of one app, and the states that it passes through.
+
+            first packet          verdict: a side            FIN both ways, RST
+     (none) ───────────▶ HELD ──────────────────────▶ OPEN ────────────────────▶ CLOSING ──linger──▶ GONE
+                          └ verdict: block, or none in time ─▶ REFUSED ──linger──▶ GONE
+        OPEN ──idle──▶ GONE       OPEN, CLOSING ── its side is lost ─▶ REFUSED
+
+HELD permits nothing but waiting. OPEN and CLOSING permit packets in both directions. REFUSED permits
+nothing, and remembers that the answer was given. GONE is forgotten: the next packet is a first packet.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
+
+
+class FlowState(Enum):
+    """What a flow permits just now."""
+
+    HELD = "held"
+    OPEN = "open"
+    REFUSED = "refused"
+    CLOSING = "closing"
+    GONE = "gone"
+
+
+class FlowEvent(Enum):
+    """What can happen to a flow."""
+
+    ACCEPT = "accept"
+    BLOCK = "block"
+    CLOSE = "close"
+    TIMEOUT = "timeout"
+
+
+TRANSITIONS = {
+    (FlowState.HELD, FlowEvent.ACCEPT): FlowState.OPEN,
+    (FlowState.HELD, FlowEvent.BLOCK): FlowState.REFUSED,
+    (FlowState.HELD, FlowEvent.TIMEOUT): FlowState.REFUSED,  # app still unknown: fail closed, never leak
+    (FlowState.OPEN, FlowEvent.CLOSE): FlowState.CLOSING,
+    (FlowState.OPEN, FlowEvent.BLOCK): FlowState.REFUSED,  # its side was lost
+    (FlowState.OPEN, FlowEvent.TIMEOUT): FlowState.GONE,
+    (FlowState.CLOSING, FlowEvent.BLOCK): FlowState.REFUSED,
+    (FlowState.CLOSING, FlowEvent.TIMEOUT): FlowState.GONE,
+    (FlowState.REFUSED, FlowEvent.TIMEOUT): FlowState.GONE,
+}
+
+# Seconds without a packet after which a flow is gone.
+TCP_ESTABLISHED_S = 7440.0  # RFC 5382 REQ-5: not less than 2 hours 4 minutes
+TCP_TRANSITORY_S = 240.0  # RFC 5382 REQ-5: not less than 4 minutes
+TCP_LINGER_S = 10.0  # for the last ACKs; the port rests after that
+UDP_S = 300.0  # RFC 4787 REQ-5: 5 minutes recommended
+ECHO_S = 60.0  # RFC 5508 REQ-1: not less than 60 seconds
+OTHER_S = 600.0
+
+
+@dataclass(slots=True, frozen=True)
+class App:
+    """Whom a flow belongs to, as far as it was found."""
+
+    pid: int
+    exe: str
+    uid: int
+
+
+@dataclass(slots=True, eq=False)
+class Rewrite:
+    """One direction of a flow, worked out when it opens: what to write where. Plain data, but for its counters.
+
+    `four_tuple` replaces bytes `at` to `end`; the deltas are subtracted from the checksums of the IP
+    header and of the transport (at `check_at`). Packets of less than `shortest` bytes are none of this flow. `device` and `next_hop` say where the packet goes then;
+    both are opaque here. A delta of 0 leaves a checksum alone.
+    """
+
+    flow: "Flow"
+    four_tuple: bytes
+    at: int
+    end: int
+    check_at: int
+    shortest: int
+    ip_delta: int
+    transport_delta: int
+    device: object
+    next_hop: object
+    last_seen: float = 0.0
+    packets: int = 0
+    octets: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """One conversation, both directions.
+
+    `key` is the four-tuple of the original direction as the app sends it, `outside` the same as it
+    leaves the side. `translated` is False for what carries its side's own address already: a server's
+    answers, and connections older than tunsplit; their inbound half is the kernel's.
+    """
+
+    protocol: int
+    key: bytes
+    outside: bytes
+    side: str
+    opened: float
+    app: App | None
+    reason: str
+    attribution: str
+    cookie: bytes | None = None
+    state: FlowState = FlowState.HELD
+    translated: bool = True
+    closed_ways: int = 0
+    original: Rewrite = field(init=False, repr=False)
+    reply: Rewrite = field(init=False, repr=False)
+
+    def move(self, event: FlowEvent) -> None:
+        """Pass to the next state. A pair that is not in the table is our own bug: KeyError."""
+        self.state = TRANSITIONS[self.state, event]
+
+    @property
+    def last_seen(self) -> float:
+        """When the last packet of either direction passed, in seconds of the caller's clock."""
+        return max(self.original.last_seen, self.reply.last_seen)
+
+    @property
+    def idle_s(self) -> float:
+        """How many seconds without a packet this flow may live on for."""
+        if self.protocol == TCP:
+            if self.state is FlowState.CLOSING:
+                return TCP_LINGER_S
+            established = not self.translated or (self.reply.packets and self.original.packets > 1)
+            return TCP_ESTABLISHED_S if established else TCP_TRANSITORY_S
+        if self.protocol == UDP:
+            return UDP_S
+        return ECHO_S if self.protocol in (ICMP, ICMPV6) else OTHER_S

@@ -1,0 +1,357 @@
+"""Network address translation: the table of flows, and the fast path through it.
+
+Theory of operation. An app's packet carries the tun's address (or, bound, that of a side); on its side
+it has to carry the side's. So every flow has two rewrites: the original's, found by the four-tuple that
+the app sends, and the reply's, found by the four-tuple that comes in **on the device that the flow uses**,
+so that nothing from the other side ever matches. Both are worked out once, when the flow opens; a packet
+then costs one look-up, one copy of 12 or 36 bytes, and two sums.
+
+Mapping and filtering (RFC 4787, RFC 5382, RFC 5508): one inside address and port keeps one outside port
+towards all destinations (endpoint-independent mapping), only those it has sent to may answer (address- and
+port-dependent filtering). When TCP's ports run out, one port serves several destinations.
+
+Invariants: a flow's two rewrites open and expire together. No two flows have the same reply four-tuple on
+one device. A port is live as long as a mapping uses it.
+
+When the table is full, the flow that closed first gives way; if none is closing, the new one is refused.
+"""
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+
+from tunsplit.engine.flow import App, Flow, FlowEvent, FlowState, Rewrite
+from tunsplit.engine.ports import PortPool
+from tunsplit.wire.checksum import checksum_delta
+from tunsplit.wire.ip import (
+    CHECKSUM_AT,
+    FRAGMENT,
+    ICMP,
+    ICMPV6,
+    NO_OPTIONS,
+    TCP,
+    UDP,
+    pack_u16,
+    unpack_ipv4,
+    unpack_ipv6,
+    unpack_u16,
+)
+
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+CONTROL = FIN | SYN | RST
+
+PORT_POOLS = {TCP: "tcp", UDP: "udp", ICMP: "echo", ICMPV6: "echo"}  # others are translated by address alone
+MOST_FLOWS = 131_072
+_SHORTEST = {TCP: 20, UDP: 8}  # bytes of the transport header
+_NO_PORTS = bytes(4)
+
+
+def reversed_key(key: bytes) -> bytes:
+    """The four-tuple of the other direction."""
+    size = (len(key) - 4) // 2
+    return key[size:-4] + key[:size] + key[-2:] + key[-4:-2]
+
+
+def source_of(key: bytes) -> bytes:
+    """The source address in a four-tuple."""
+    return key[: (len(key) - 4) // 2]
+
+
+def destination_of(key: bytes) -> bytes:
+    """The destination address in a four-tuple."""
+    return key[(len(key) - 4) // 2 : -4]
+
+
+class Direction:
+    """One direction's rewrites, by protocol and four-tuple; and the fast path."""
+
+    def __init__(self, *, outbound: bool, on_close: Callable[[Flow], None]) -> None:
+        self._outbound = outbound
+        self._on_close = on_close
+        self._rewrites: defaultdict[int, dict[bytes, Rewrite]] = defaultdict(dict)
+        # Only TCP and UDP begin with their ports; for all others the fast path has to find nothing.
+        self._fast: list[dict[bytes, Rewrite]] = [{}] * 256
+        self._fast[TCP], self._fast[UDP] = self._rewrites[TCP], self._rewrites[UDP]
+
+    def find(self, protocol: int, key: bytes) -> Rewrite | None:
+        """The rewrite for this four-tuple."""
+        return self._rewrites[protocol].get(key)
+
+    def add(self, protocol: int, key: bytes, rewrite: Rewrite) -> None:
+        """Put a rewrite in its place."""
+        self._rewrites[protocol][key] = rewrite
+
+    def remove(self, protocol: int, key: bytes) -> None:
+        """Take a rewrite out."""
+        del self._rewrites[protocol][key]
+
+    def translate(self, packet: bytearray | memoryview, size: int, finished: bool, now: float) -> Rewrite | None:
+        """Rewrite the packet in place; None means that it needs the slow path and is as it was.
+
+        `finished` is False where the transport's checksum field holds only the pseudo-header's sum
+        (VIRTIO_NET_HDR_F_NEEDS_CSUM): that one rises with the addresses, a finished checksum falls.
+        """
+        first = packet[0]
+        if first == NO_OPTIONS:
+            length, fragment, protocol, four_tuple = unpack_ipv4(packet)
+            # `packet` is reused: past `size` lie the previous packet's bytes, not an error.
+            if length != size or fragment & FRAGMENT:
+                return None
+        elif first >> 4 == 6:
+            length, protocol, four_tuple = unpack_ipv6(packet)
+            if length + 40 != size:
+                return None
+        else:
+            return None
+        rewrite = self._fast[protocol].get(four_tuple)
+        if rewrite is None or size < rewrite.shortest:
+            return None
+        at = rewrite.check_at
+        (check,) = unpack_u16(packet, at)
+        if protocol == TCP:
+            flags = packet[at - 3]
+            if flags & CONTROL and not self.control(rewrite, flags):
+                return None
+            delta = rewrite.transport_delta
+            pack_u16(packet, at, (check - delta if finished else check + delta) % 0xFFFF)
+        elif check or not finished:  # UDP: 0 means "none" (RFC 768), so a computed 0 goes out as 0xFFFF
+            delta = rewrite.transport_delta
+            pack_u16(packet, at, (check - delta if finished else check + delta) % 0xFFFF or 0xFFFF)
+        packet[rewrite.at : rewrite.end] = rewrite.four_tuple
+        if rewrite.ip_delta:
+            (check,) = unpack_u16(packet, 10)
+            pack_u16(packet, 10, (check - rewrite.ip_delta) % 0xFFFF)
+        rewrite.last_seen = now
+        rewrite.packets += 1
+        rewrite.octets += size
+        return rewrite
+
+    def control(self, rewrite: Rewrite, flags: int) -> bool:
+        """Follow a segment with SYN, FIN or RST; False if it opens a connection and has to be judged first."""
+        if flags & SYN:
+            return not self._outbound or bool(flags & ACK)
+        flow = rewrite.flow
+        if flags & FIN:
+            flow.closed_ways |= 1 if self._outbound else 2
+        if (flags & RST or flow.closed_ways == 3) and flow.state is FlowState.OPEN:
+            self._on_close(flow)
+        return True
+
+
+@dataclass(slots=True, frozen=True)
+class Way:
+    """How a flow leaves: its side, the device there, the next hop, and the side's address towards its destination."""
+
+    side: str
+    device: Hashable
+    next_hop: object
+    source: bytes
+
+
+class Nat:
+    """The table of flows. The only writer of rewrites."""
+
+    def __init__(self, pools: dict[str, PortPool], *, most_flows: int = MOST_FLOWS) -> None:
+        self.pools = pools
+        self.outbound = Direction(outbound=True, on_close=self.close)
+        self.counters: Counter[str] = Counter()
+        self._most_flows = most_flows
+        self._inbound: dict[Hashable, Direction] = {}
+        self._flows: dict[Flow, None] = {}
+        self._closing: deque[Flow] = deque()
+        self._mappings: dict[tuple[str, Hashable, bytes, bytes, bytes], int] = {}
+        self._mapping_uses: Counter[tuple[str, Hashable, bytes, bytes, bytes]] = Counter()
+        self._port_uses: Counter[tuple[str, int]] = Counter()
+        # Second → flows that may be idle by then. A flow is in one bucket; one that was busy moves on to a later one.
+        self._due: defaultdict[int, list[Flow]] = defaultdict(list)
+        self._checked = 0
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(tuple(self._flows))
+
+    def inbound(self, device: Hashable) -> Direction:
+        """The replies that may come in on this device."""
+        if device not in self._inbound:
+            self._inbound[device] = Direction(outbound=False, on_close=self.close)
+        return self._inbound[device]
+
+    def forget_device(self, device: Hashable) -> None:
+        """The device is gone; its flows have been ended before."""
+        self._inbound.pop(device, None)
+
+    def mapped_port(self, protocol: int, key: bytes, way: Way) -> int | None:
+        """The outside port that this inside address and port has already, if it may be used towards this destination too."""
+        port = self._mappings.get(self._mapping(protocol, key, way))
+        if port is not None and self.is_free(protocol, key, way, port):
+            return port
+        return None
+
+    def is_free(self, protocol: int, key: bytes, way: Way, port: int) -> bool:
+        """Whether no other flow has the reply four-tuple that this port would give."""
+        outside = self._outside(protocol, key, way.source, port)
+        return self.inbound(way.device).find(protocol, reversed_key(outside)) is None
+
+    def has_room(self, now: float) -> bool:
+        """Make room for one more flow; False where the table is full of live ones."""
+        if len(self._flows) < self._most_flows:
+            return True
+        if self.end_oldest_closing(now):
+            return True
+        self.counters["table_full"] += 1
+        return False
+
+    def end_oldest_closing(self, now: float) -> bool:
+        """End the flow that closed first, before its time: its place or its port is needed."""
+        while self._closing:
+            flow = self._closing.popleft()
+            if flow.state is FlowState.CLOSING:
+                self.end(flow, FlowEvent.TIMEOUT, now)
+                return True
+        return False
+
+    def open(
+        self,
+        protocol: int,
+        key: bytes,
+        way: Way,
+        port: int | None,
+        now: float,
+        *,
+        app: App | None = None,
+        reason: str = "",
+        attribution: str = "",
+        cookie: bytes | None = None,
+    ) -> Flow:
+        """Open a flow: from here on `translate` finds it.
+
+        `port` is the outside port or echo identifier, drawn from the protocol's pool or `mapped_port`; None
+        for protocols without. The caller has asked `is_free` and `has_room`.
+        """
+        outside = self._outside(protocol, key, way.source, port)
+        flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, cookie)
+        inbound = self.inbound(way.device)
+        reply_key = reversed_key(outside)
+        if inbound.find(protocol, reply_key) is not None:
+            raise ValueError("two flows with one reply four-tuple")
+        flow.original = _rewrite(flow, key, outside, way, now)
+        flow.reply = _rewrite(flow, reply_key, reversed_key(key), way, now)
+        inbound.add(protocol, reply_key, flow.reply)
+        if port is not None:
+            mapping = self._mapping(protocol, key, way)
+            if self._mappings.setdefault(mapping, port) == port:
+                self._mapping_uses[mapping] += 1
+            self._port_uses[PORT_POOLS[protocol], port] += 1
+        self._enter(flow, now)
+        return flow
+
+    def open_untranslated(
+        self, protocol: int, key: bytes, way: Way, now: float, *, app: App | None, reason: str, attribution: str
+    ) -> Flow:
+        """Open a flow that carries its side's address already: only its original direction is ours."""
+        flow = Flow(protocol, key, key, way.side, now, app, reason, attribution, translated=False)
+        flow.original = _rewrite(flow, key, key, way, now)
+        flow.reply = _rewrite(flow, reversed_key(key), reversed_key(key), way, now)
+        self._enter(flow, now)
+        return flow
+
+    def close(self, flow: Flow) -> None:
+        """Both ways are closed, or one was reset: the flow lingers for the last packets."""
+        flow.move(FlowEvent.CLOSE)
+        self._closing.append(flow)
+        self._due[self._checked + int(flow.idle_s) + 1].append(flow)
+
+    def end(self, flow: Flow, event: FlowEvent, now: float) -> None:
+        """Take the flow out at once: no packet of it passes any more, in either direction."""
+        flow.move(event)
+        del self._flows[flow]
+        self.outbound.remove(flow.protocol, flow.key)
+        way_device = flow.original.device
+        if flow.translated:
+            assert isinstance(way_device, Hashable)
+            self.inbound(way_device).remove(flow.protocol, reversed_key(flow.outside))
+            self._release(flow, now)
+
+    def expire(self, now: float) -> int:
+        """End the flows that were idle for too long; how many. Costs what is due, not what is open."""
+        gone = 0
+        for second in range(self._checked + 1, int(now) + 1):
+            for flow in self._due.pop(second, ()):
+                if flow not in self._flows:
+                    continue
+                deadline = flow.last_seen + flow.idle_s
+                if deadline <= now:
+                    self.end(flow, FlowEvent.TIMEOUT, now)
+                    gone += 1
+                else:
+                    self._due[max(int(deadline), int(now)) + 1].append(flow)
+        self._checked = max(self._checked, int(now))
+        while self._closing and self._closing[0].state is not FlowState.CLOSING:
+            self._closing.popleft()
+        return gone
+
+    def flows_of(self, devices: Iterable[Hashable]) -> list[Flow]:
+        """The flows that leave by one of these devices."""
+        wanted = set(devices)
+        return [flow for flow in self._flows if flow.original.device in wanted]
+
+    def statistics(self) -> dict[str, int]:
+        """Sizes of everything that grows, and counters."""
+        ports = {f"ports_{name}_{place}": n for name, pool in self.pools.items() for place, n in pool.statistics().items()}
+        return {"flows": len(self._flows), "mappings": len(self._mappings), **ports, **self.counters}
+
+    def _enter(self, flow: Flow, now: float) -> None:
+        if not self._checked:
+            self._checked = int(now)
+        self.outbound.add(flow.protocol, flow.key, flow.original)
+        self._flows[flow] = None
+        flow.move(FlowEvent.ACCEPT)
+        self._due[int(now + flow.idle_s) + 1].append(flow)
+        self.counters["opened"] += 1
+
+    def _release(self, flow: Flow, now: float) -> None:
+        pool_name = PORT_POOLS.get(flow.protocol)
+        if pool_name is None:
+            return
+        port = int.from_bytes(flow.outside[-4:-2], "big")
+        way = Way(flow.side, flow.original.device, None, source_of(flow.outside))  # type: ignore[arg-type]  # opaque in a Rewrite, hashable in a Way
+        mapping = self._mapping(flow.protocol, flow.key, way)
+        if self._mappings.get(mapping) == port:
+            self._mapping_uses[mapping] -= 1
+            if not self._mapping_uses[mapping]:
+                del self._mapping_uses[mapping], self._mappings[mapping]
+        self._port_uses[pool_name, port] -= 1
+        if not self._port_uses[pool_name, port]:
+            del self._port_uses[pool_name, port]
+            self.pools[pool_name].give_back(port, now)
+
+    @staticmethod
+    def _mapping(protocol: int, key: bytes, way: Way) -> tuple[str, Hashable, bytes, bytes, bytes]:
+        return PORT_POOLS[protocol] + str(protocol), way.device, way.source, source_of(key), key[-4:-2]
+
+    @staticmethod
+    def _outside(protocol: int, key: bytes, source: bytes, port: int | None) -> bytes:
+        ports = key[-4:] if port is None else port.to_bytes(2, "big") + key[-2:]
+        return source + destination_of(key) + ports
+
+
+def _rewrite(flow: Flow, old: bytes, new: bytes, way: Way, now: float) -> Rewrite:
+    at, header = (12, 20) if len(old) == 12 else (8, 40)
+    addresses = checksum_delta(old[:-4], new[:-4])
+    ports = checksum_delta(old[-4:], new[-4:])
+    return Rewrite(
+        flow=flow,
+        four_tuple=new,
+        at=at,
+        end=at + len(old),
+        check_at=header + CHECKSUM_AT.get(flow.protocol, 0),
+        shortest=header + _SHORTEST.get(flow.protocol, 0),
+        ip_delta=addresses if len(old) == 12 else 0,
+        # ICMP's checksum has no pseudo-header (RFC 792): only the identifier moves it.
+        transport_delta=ports if flow.protocol == ICMP else (addresses + ports) % 0xFFFF,
+        device=way.device,
+        next_hop=way.next_hop,
+        last_seen=now,
+    )

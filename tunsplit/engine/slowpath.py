@@ -1,0 +1,206 @@
+"""The packets that the fast path passes by.
+
+Theory of operation. Options, extension headers, fragments, echo, ICMP errors and other protocols are
+taken apart here, at leisure, and find the same rewrites by the same keys:
+
+- TCP, UDP: the four-tuple;
+- echo: the addresses, and the identifier in the place of the asker's port (RFC 5508 §3.1);
+- other protocols: the addresses alone;
+- later fragments: the rewrite that their first has taken;
+- ICMP errors: the flow of the packet inside, turned round; both packets are rewritten (RFC 5508 §4).
+
+No packet leaves with IPv4 options (taken off: they would carry the tun's address out or steer the
+packet; RFC 7126 drops most of them on the way anyway) nor with a source route of either version (dropped).
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from tunsplit.engine.flow import Rewrite
+from tunsplit.engine.fragments import Fragments
+from tunsplit.engine.nat import Direction, reversed_key
+from tunsplit.errors import MalformedPacket
+from tunsplit.wire import icmp, vnet
+from tunsplit.wire.checksum import internet_checksum, pseudo_header
+from tunsplit.wire.ip import (
+    CHECKSUM_AT,
+    DCCP,
+    ICMP,
+    ICMPV6,
+    TCP,
+    UDP,
+    UDPLITE,
+    Headers,
+    pack_u16,
+    parse_untrusted,
+    unpack_u16,
+    without_options,
+)
+
+WITH_PORTS = frozenset((TCP, UDP))
+_SHORTEST = {TCP: 20, UDP: 8, ICMP: 8, ICMPV6: 8, DCCP: 12, UDPLITE: 8}  # bytes of transport that a first fragment has to have
+_NO_PORTS = bytes(4)
+
+
+@dataclass(slots=True)
+class Ready:
+    """A packet that has been rewritten and may go."""
+
+    rewrite: Rewrite
+    vnet: bytearray
+    packet: bytearray
+
+
+@dataclass(slots=True)
+class Unknown:
+    """A packet of no flow that is open: the first of a new one, or none of ours."""
+
+    protocol: int
+    key: bytes
+    headers: Headers
+    vnet: bytes
+    packet: bytes
+
+
+class SlowPath:
+    """One direction's slow path. Drops are counted in `counters`."""
+
+    def __init__(self, direction: Direction, counters: Counter[str], *, outbound: bool) -> None:
+        self._direction = direction
+        self._counters = counters
+        self._outbound = outbound
+        self.fragments = Fragments()
+
+    def translate_untrusted(self, vnet_header: bytes, packet: bytes, now: float) -> list[Ready] | Unknown:
+        """Rewrite a packet and whatever fragments it sets free, or say that it belongs to no open flow."""
+        try:
+            headers = parse_untrusted(packet, len(packet))
+            if self._outbound and headers.routed:
+                self._counters["source_route"] += 1
+                return []
+            if self._outbound and headers.version == 4 and headers.options:
+                removed = headers.transport - 20
+                packet = bytes(without_options(packet[: headers.size]))
+                header = bytearray(vnet_header)
+                vnet.shift(header, -removed)
+                vnet_header = bytes(header)
+                headers = parse_untrusted(packet, len(packet))
+            return self._translate(headers, vnet_header, packet[: headers.size], now)
+        except MalformedPacket:
+            self._counters["malformed"] += 1
+            return []
+
+    def _translate(self, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready] | Unknown:
+        if headers.offset:
+            rewrite = self.fragments.later(headers)
+            if rewrite is not None:
+                return [self._rewrite(rewrite, headers, vnet_header, packet, now)]
+            if not self.fragments.hold(headers, vnet_header, packet, now):
+                self._counters["fragments_full"] += 1
+            return []
+        if headers.transport + _SHORTEST.get(headers.protocol, 0) > headers.size:
+            raise MalformedPacket("transport header is cut")
+        if headers.protocol in icmp.ERRORS and icmp.is_error(headers.protocol, packet[headers.transport]):
+            return self._translate_error(headers, vnet_header, packet, now)
+        key = flow_key(packet, headers)
+        rewrite = self._direction.find(headers.protocol, key)
+        if rewrite is None or (
+            headers.protocol == TCP and not self._direction.control(rewrite, packet[headers.transport + 13])
+        ):
+            return Unknown(headers.protocol, key, headers, vnet_header, packet)
+        ready = [self._rewrite(rewrite, headers, vnet_header, packet, now)]
+        if headers.identification is not None:
+            for held_vnet, held in self.fragments.first(headers, rewrite, now):
+                ready.append(self._rewrite(rewrite, parse_untrusted(held, len(held)), held_vnet, held, now))
+        return ready
+
+    def _rewrite(self, rewrite: Rewrite, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> Ready:
+        ready = Ready(rewrite, bytearray(vnet_header), bytearray(packet))
+        finished = not vnet_header[0] & vnet.NEEDS_CSUM
+        _write(ready.packet, headers, rewrite, finished=finished)
+        rewrite.last_seen = now
+        rewrite.packets += 1
+        rewrite.octets += len(packet)
+        return ready
+
+    def _translate_error(self, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready] | Unknown:
+        at, inner = icmp.embedded_untrusted(packet, headers)
+        quoted = packet[at:]
+        key = flow_key(quoted, inner, turned_round=True)
+        rewrite = self._direction.find(inner.protocol, key)
+        if rewrite is None:
+            return Unknown(headers.protocol, key, headers, vnet_header, packet)
+        error = bytearray(packet)
+        _write_quoted(error, at, inner, rewrite)
+        # The error travels with the flow: only the end that stands for the app is translated; a router keeps its name.
+        size = (len(rewrite.four_tuple) - 4) // 2
+        own = rewrite.four_tuple[:size] if self._outbound else rewrite.four_tuple[size : 2 * size]
+        own_at = rewrite.at if self._outbound else rewrite.at + size
+        error[own_at : own_at + size] = own
+        if headers.version == 4:
+            (check,) = unpack_u16(error, 10)
+            pack_u16(error, 10, (check - rewrite.ip_delta) % 0xFFFF)
+        message = bytes(error[headers.transport + 4 :])
+        covered = b"" if headers.version == 4 else pseudo_header(bytes(error[8:40]), ICMPV6, len(message) + 4)
+        start = bytes(error[headers.transport : headers.transport + 2]) + bytes(2)
+        pack_u16(error, headers.transport + 2, internet_checksum(covered + start + message))
+        rewrite.last_seen = now
+        return [Ready(rewrite, bytearray(vnet.NONE), error)]
+
+
+def flow_key(packet: bytes, headers: Headers, *, turned_round: bool = False) -> bytes:
+    """The key of the flow that this packet, with its transport header, belongs to.
+
+    `turned_round`: the key of the opposite direction, as for the packet inside an ICMP error.
+    """
+    at = headers.transport
+    if headers.protocol in WITH_PORTS:
+        ports = packet[at : at + 4]
+    elif headers.protocol in icmp.ECHO_REQUEST and packet[at] == icmp.ECHO_REQUEST[headers.protocol]:
+        ports = packet[at + 4 : at + 6] + bytes(2)
+    elif headers.protocol in icmp.ECHO_REPLY and packet[at] == icmp.ECHO_REPLY[headers.protocol]:
+        ports = bytes(2) + packet[at + 4 : at + 6]
+    else:
+        ports = _NO_PORTS
+    key = headers.source + headers.destination + bytes(ports)
+    return reversed_key(key) if turned_round else key
+
+
+def _write(packet: bytearray, headers: Headers, rewrite: Rewrite, *, finished: bool) -> None:
+    """Write the rewrite over a packet of any shape."""
+    packet[rewrite.at : rewrite.end - 4] = rewrite.four_tuple[:-4]
+    if headers.version == 4:
+        (check,) = unpack_u16(packet, 10)
+        pack_u16(packet, 10, (check - rewrite.ip_delta) % 0xFFFF)
+    if headers.has_transport:
+        _write_transport(packet, headers.transport, headers, rewrite.four_tuple[-4:], rewrite.transport_delta, finished=finished)
+
+
+def _write_quoted(error: bytearray, at: int, inner: Headers, rewrite: Rewrite) -> None:
+    """Write the rewrite over the packet inside an error: it went the other way, so turned round."""
+    four_tuple = reversed_key(rewrite.four_tuple)
+    quoted = error[at:]
+    quoted[rewrite.at : rewrite.end - 4] = four_tuple[:-4]
+    if inner.version == 4:
+        (check,) = unpack_u16(quoted, 10)
+        pack_u16(quoted, 10, (check - rewrite.ip_delta) % 0xFFFF)
+    _write_transport(quoted, inner.transport, inner, four_tuple[-4:], rewrite.transport_delta, finished=True)
+    error[at:] = quoted
+
+
+def _write_transport(
+    packet: bytearray, at: int, headers: Headers, ports: bytes, delta: int, *, finished: bool
+) -> None:
+    if headers.protocol in WITH_PORTS:
+        packet[at : at + 4] = ports
+    elif headers.protocol in icmp.ECHO_REQUEST:
+        packet[at + 4 : at + 6] = ports[:2] if packet[at] == icmp.ECHO_REQUEST[headers.protocol] else ports[2:]
+    check_at = 2 if headers.protocol == ICMP else CHECKSUM_AT.get(headers.protocol)
+    if check_at is None or at + check_at + 2 > len(packet):
+        return  # a quoted packet may end before its checksum
+    (check,) = unpack_u16(packet, at + check_at)
+    none_is_zero = headers.protocol == UDP
+    if none_is_zero and finished and not check:
+        return
+    value = (check - delta if finished else check + delta) % 0xFFFF
+    pack_u16(packet, at + check_at, value or 0xFFFF if none_is_zero else value)

@@ -1,0 +1,1 @@
+"""One module for each kernel interface; they return plain values and know nothing of each other's use."""

@@ -1,0 +1,1 @@
+"""trio tasks: each marries one engine to its adapters."""

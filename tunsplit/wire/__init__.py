@@ -1,0 +1,1 @@
+"""Bytes to numbers and back: stateless, pure, the same on every host."""

@@ -1,0 +1,91 @@
+"""Packets of our own, all for the apps behind the tun: resets and ICMP errors.
+
+Each answers a packet that the app sent and is made from it: addresses and ports turned round, nothing
+invented but the sender of an ICMP error.
+"""
+
+from tunsplit.wire import icmp
+from tunsplit.wire.checksum import internet_checksum, pseudo_header
+from tunsplit.wire.ip import DONT_FRAGMENT, ICMP, ICMPV6, NO_OPTIONS, TCP, Headers, pack_u16, set_header_checksum, unpack_u32
+
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+_HOP_LIMIT = 64
+_MOST_QUOTED = {4: 576 - 28, 6: 1280 - 48}  # RFC 1812 §4.3.2.3, RFC 4443 §2.4 (c)
+
+
+def ip_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) -> bytearray:
+    """An IP packet of the addresses' version around a finished `payload`."""
+    if len(source) == 4:
+        packet = bytearray((NO_OPTIONS, 0)) + (20 + len(payload)).to_bytes(2, "big") + bytes(2)
+        packet += DONT_FRAGMENT.to_bytes(2, "big") + bytes((_HOP_LIMIT, protocol, 0, 0)) + source + destination
+        set_header_checksum(packet)
+    else:
+        packet = bytearray((0x60, 0, 0, 0)) + len(payload).to_bytes(2, "big")
+        packet += bytes((protocol, _HOP_LIMIT)) + source + destination
+    return packet + payload
+
+
+def reset(packet: bytes | bytearray | memoryview, headers: Headers) -> bytearray | None:
+    """The RST that refuses the TCP segment in `packet` (RFC 9293 §3.5.2); None where it has to stay unanswered."""
+    at = headers.transport
+    if headers.protocol != TCP or not headers.has_transport or at + 20 > headers.size:
+        return None
+    flags = packet[at + 13]
+    if flags & RST:
+        return None
+    sequence = acknowledged = 0
+    if flags & ACK:
+        (sequence,) = unpack_u32(packet, at + 8)
+        answer = RST
+    else:
+        data = headers.size - at - (packet[at + 12] >> 4) * 4
+        acknowledged = unpack_u32(packet, at + 4)[0] + max(data, 0) + bool(flags & SYN) + bool(flags & FIN)
+        answer = RST | ACK
+    segment = bytearray(packet[at + 2 : at + 4]) + packet[at : at + 2]
+    segment += sequence.to_bytes(4, "big") + (acknowledged & 0xFFFFFFFF).to_bytes(4, "big")
+    segment += bytes((0x50, answer, 0, 0, 0, 0, 0, 0))
+    addresses = headers.destination + headers.source
+    pack_u16(segment, 16, internet_checksum(pseudo_header(addresses, TCP, len(segment)) + segment))
+    return ip_packet(headers.destination, headers.source, TCP, bytes(segment))
+
+
+def icmp_error(
+    packet: bytes | bytearray | memoryview, headers: Headers, sender: bytes, icmp_type: int, code: int, *, mtu: int = 0
+) -> bytearray | None:
+    """The ICMP error about `packet`, sent to its source as if by `sender`; None where none may be sent.
+
+    No error answers an ICMP error, a later fragment, or what was sent to many or from nowhere
+    (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
+    """
+    if not headers.has_transport or not any(headers.source) or _is_multicast(headers.destination):
+        return None
+    if headers.protocol in icmp.ERRORS:
+        at = headers.transport
+        if at >= headers.size or packet[at] not in (icmp.ECHO_REQUEST[headers.protocol], icmp.ECHO_REPLY[headers.protocol]):
+            return None
+    quoted = bytes(packet[: min(headers.size, _MOST_QUOTED[headers.version])])
+    message = bytearray((icmp_type, code, 0, 0)) + mtu.to_bytes(4, "big") + quoted
+    if headers.version == 4:
+        protocol, covered = ICMP, b""
+    else:
+        protocol, covered = ICMPV6, pseudo_header(sender + headers.source, ICMPV6, len(message))
+    pack_u16(message, 2, internet_checksum(covered + message))
+    return ip_packet(sender, headers.source, protocol, bytes(message))
+
+
+def too_big(packet: bytes | bytearray | memoryview, headers: Headers, sender: bytes, mtu: int) -> bytearray | None:
+    """Fragmentation needed (RFC 1191 §4) or Packet Too Big (RFC 4443 §3.2) about `packet`."""
+    if headers.version == 4:
+        return icmp_error(packet, headers, sender, icmp.UNREACHABLE[4], icmp.FRAGMENTATION_NEEDED, mtu=mtu)
+    return icmp_error(packet, headers, sender, icmp.PACKET_TOO_BIG, 0, mtu=mtu)
+
+
+def refusal(packet: bytes | bytearray | memoryview, headers: Headers, sender: bytes) -> bytearray | None:
+    """What tells an app at once that this packet goes nowhere: RST for TCP, "prohibited" for all else."""
+    if headers.protocol == TCP:
+        return reset(packet, headers)
+    return icmp_error(packet, headers, sender, icmp.UNREACHABLE[headers.version], icmp.PROHIBITED[headers.version])
+
+
+def _is_multicast(address: bytes) -> bool:
+    return address[0] >= 224 if len(address) == 4 else address[0] == 0xFF

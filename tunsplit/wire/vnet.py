@@ -1,0 +1,26 @@
+"""`struct virtio_net_hdr` (include/uapi/linux/virtio_net.h), in front of each packet of the tun and of a packet socket.
+
+Ten bytes, little-endian here as on every machine that we support: flags, gso_type, hdr_len, gso_size,
+csum_start, csum_offset. `hdr_len` and `csum_start` count from the start of the frame, so that an
+Ethernet header in front moves them by its 14 bytes.
+"""
+
+import struct
+
+SIZE = 10
+NONE = bytes(SIZE)
+
+NEEDS_CSUM = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM: the transport's checksum field holds the pseudo-header's sum only
+
+unpack = struct.Struct("<BBHHHH").unpack_from
+pack = struct.Struct("<BBHHHH").pack_into
+
+
+def shift(header: bytearray | memoryview, by: int) -> None:
+    """Move what counts from the start of the frame by `by` bytes, in place."""
+    flags, gso_type, header_length, gso_size, checksum_start, checksum_offset = unpack(header)
+    if flags & NEEDS_CSUM:
+        checksum_start += by
+    if gso_type:
+        header_length += by
+    pack(header, 0, flags, gso_type, max(header_length, 0), gso_size, max(checksum_start, 0), checksum_offset)
