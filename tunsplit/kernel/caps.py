@@ -1,0 +1,55 @@
+"""What this process may do: the capabilities that tunsplit needs, and which of them are there.
+
+Some facts about capabilities(7):
+
+- What counts is the effective set, the line CapEff of /proc/self/status: being uid 0 is neither needed nor enough (a
+  container's root lacks most of them).
+- Looking into another user's process is ptrace_may_access() (kernel/ptrace.c), so it takes CAP_SYS_PTRACE, whatever
+  the modes of the files under /proc/PID say.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One capability: its name, its bit in the kernel's masks, and what tunsplit does with it."""
+
+    name: str
+    bit: int
+    why: str
+    required: bool = True
+
+
+NEEDED = (
+    Capability("CAP_NET_ADMIN", 12, "creates the tun, sets routes, rules and the firewall"),
+    Capability("CAP_NET_RAW", 13, "opens packet sockets on the uplink and on the tunnel"),
+    Capability("CAP_SYS_PTRACE", 19, "sees which process of another user holds a socket, and its executable"),
+    Capability("CAP_DAC_READ_SEARCH", 2, "reaches executables in directories that are closed to others"),
+    Capability("CAP_SYS_ADMIN", 21, "enters the initial network namespace, to hear of new processes", required=False),
+)
+
+
+def effective(status: str | None = None) -> frozenset[Capability]:
+    """Return which of the needed capabilities this process has.
+
+    Args:
+        status: the text of a /proc/PID/status; this process's own if not given.
+    """
+    text = Path("/proc/self/status").read_text() if status is None else status
+    (mask,) = (int(line.split()[1], 16) for line in text.splitlines() if line.startswith("CapEff:"))
+    return frozenset(capability for capability in NEEDED if mask >> capability.bit & 1)
+
+
+def missing() -> list[Capability]:
+    """Return the required capabilities that this process lacks."""
+    there = effective()
+    return [capability for capability in NEEDED if capability.required and capability not in there]
+
+
+def how_to_grant(capabilities: Iterable[Capability]) -> str:
+    """Say in one line what to do about missing capabilities."""
+    names = [capability.name for capability in capabilities]
+    return f"run as root, or let systemd grant it: AmbientCapabilities={' '.join(names)}"

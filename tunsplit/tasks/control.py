@@ -1,0 +1,268 @@
+"""The control socket: newline-delimited JSON over a unix stream socket, for `tunsplit status` and its like.
+
+Theory of operation. A client writes `{"verb": "flows", …arguments}` and a line break, and reads `{"result": …}` or
+`{"error": "…", "exit_code": n}` and a line break; then it may ask again. Who asks is what the kernel says
+(SO_PEERCRED, SO_PEERGROUPS: as they were at connect(2)). Nobody can make the daemon hold more than MAX_CLIENTS
+requests of MAX_REQUEST bytes, nor wait longer than IDLE_S for one client; a result given as an iterator is encoded
+piece by piece, so that a hundred thousand flows neither stall the packets nor lie in memory as one text.
+
+Some facts about unix sockets:
+
+- bind(2) gives the file the mode of the socket's own inode less the umask (net/unix/af_unix.c, unix_bind_bsd), so an
+  fchmod(2) before it closes the file from birth without touching the umask of all threads.
+- A socket file outlives its listener: connect(2) tells, ECONNREFUSED is a dead one's.
+"""
+
+import errno
+import grp
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from tunsplit.config import Control
+from tunsplit.errors import KernelError, PermissionMissing, TunsplitError
+
+MAX_CLIENTS = 32
+MAX_GUESTS = 24  # of those, clients that are not root: a group's members cannot lock root out
+MAX_REQUEST = 4096  # bytes
+IDLE_S = 30.0  # for a request to come in, for a piece of an answer to be taken
+PIECE = 256  # items of an iterator encoded before packets get their turn again
+BACKLOG = 32
+
+SO_PEERGROUPS = 59  # asm-generic/socket.h
+
+DENIED = "permission denied: the control socket is for root, and for the group that [control] group names"
+
+logger = logging.getLogger(__name__)
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """Who is at the other end, as of its connect(2)."""
+
+    pid: int
+    uid: int
+    gid: int
+    groups: frozenset[int] = frozenset()
+
+    @property
+    def is_root(self) -> bool:
+        """Say whether this client may ask everything."""
+        return self.uid == 0
+
+    def may_see(self, uid: int | None) -> bool:
+        """Say whether this client may see what belongs to a user; None is nobody knows whom."""
+        return self.is_root or uid == self.uid
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One question: its verb, its arguments (plain JSON values) and who asks."""
+
+    verb: str
+    arguments: dict[str, Any]
+    credentials: Credentials
+
+
+Verb = Callable[[Request], object]
+
+
+async def serve(
+    settings: Control,
+    verbs: Mapping[str, Verb],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer clients on the control socket until cancelled; then the socket's file is gone.
+
+    Args:
+        settings: where the socket is, and the group that may use it.
+        verbs: what can be asked. A callable returns what msgspec can encode, or an iterator of that (a list for the
+            client, encoded piece by piece); it raises TunsplitError for the client to read.
+        task_status: told once clients can connect.
+
+    Raises:
+        TunsplitError: another daemon answers on this path.
+        KernelError: the socket cannot be created.
+    """
+    gid = group_id(settings.group)
+    listener, identity = open_listener(settings.socket, gid)
+    server = Server(verbs, gid)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, server.converse, [listener])
+            task_status.started()
+    finally:
+        remove(settings.socket, identity)
+
+
+class Server:
+    """Holds the count of clients, and what they may ask."""
+
+    def __init__(self, verbs: Mapping[str, Verb], gid: int | None) -> None:
+        self._verbs = verbs
+        self._gid = gid
+        self._clients = 0
+
+    async def converse(self, stream: trio.SocketStream) -> None:
+        """Answer one client until it leaves, errs in form, or is silent for too long."""
+        async with stream:
+            credentials = credentials_of(stream.socket)
+            self._clients += 1
+            try:
+                if not (credentials.is_root or self._gid in {credentials.gid, *credentials.groups}):
+                    await send(stream, error_reply(PermissionMissing(DENIED)))
+                elif self._clients > (MAX_CLIENTS if credentials.is_root else MAX_GUESTS):
+                    await send(stream, error_reply(TunsplitError("too many clients")))
+                else:
+                    await self._answer_all(stream, credentials)
+            except trio.BrokenResourceError:
+                logger.debug("client left in the middle of an answer", extra={"pid": credentials.pid})
+            except trio.TooSlowError:
+                logger.debug("client was too slow", extra={"pid": credentials.pid})
+            finally:
+                self._clients -= 1
+
+    async def _answer_all(self, stream: trio.SocketStream, credentials: Credentials) -> None:
+        received = bytearray()
+        while True:
+            with trio.fail_after(IDLE_S):
+                while b"\n" not in received and len(received) <= MAX_REQUEST:
+                    chunk = await stream.receive_some(MAX_REQUEST)
+                    if not chunk:
+                        return
+                    received += chunk
+            line, _, rest = received.partition(b"\n")
+            if len(line) > MAX_REQUEST:
+                await send(stream, error_reply(TunsplitError(f"a request has at most {MAX_REQUEST} bytes")))
+                return
+            received = rest
+            for piece in self._reply(bytes(line), credentials):
+                await send(stream, piece)
+
+    def _reply(self, line: bytes, credentials: Credentials) -> Iterator[bytes]:
+        begun = False
+        try:
+            request = parse_untrusted(line, credentials)
+            verb = self._verbs.get(request.verb)
+            if verb is None:
+                raise TunsplitError(f"unknown verb {request.verb!r:.60}, expected {', '.join(sorted(self._verbs))}")
+            for piece in encoded(verb(request)):
+                yield piece
+                begun = True
+        except TunsplitError as error:
+            yield b"\n" if begun else error_reply(error)
+        except Exception:  # a fault of ours in a report must not end the daemon, and with it everybody's network
+            logger.exception("control request failed", extra={"pid": credentials.pid})
+            # What has begun can only be broken off: an unfinished line is no JSON, and the client says so.
+            yield b"\n" if begun else error_reply(TunsplitError("internal error; the daemon's log has the details"))
+
+
+def parse_untrusted(line: bytes, credentials: Credentials) -> Request:
+    """Return the request that a client's line holds; TunsplitError is the only error."""
+    try:
+        message = msgspec.json.decode(line)
+    except (ValueError, RecursionError):
+        raise TunsplitError("the request is no JSON") from None
+    if not isinstance(message, dict) or not isinstance(verb := message.pop("verb", None), str):
+        raise TunsplitError('a request is an object with a "verb"')
+    return Request(verb, message, credentials)
+
+
+def encoded(result: object) -> Iterator[bytes]:
+    """Yield the reply that carries a result, in one piece, or an iterator's in many."""
+    if not isinstance(result, Iterator):
+        yield msgspec.json.encode({"result": result}) + b"\n"
+        return
+    separator = b'{"result":['
+    while items := list(islice(result, PIECE)):
+        yield separator + msgspec.json.encode(items)[1:-1]
+        separator = b","
+    yield (b"" if separator == b"," else separator) + b"]}\n"
+
+
+def error_reply(error: TunsplitError) -> bytes:
+    """Return the reply that carries an error, and what the client's command is to end with."""
+    return msgspec.json.encode({"error": str(error), "exit_code": error.exit_code}) + b"\n"
+
+
+async def send(stream: trio.SocketStream, piece: bytes) -> None:
+    """Send a piece of an answer; TooSlowError if nobody takes it."""
+    with trio.fail_after(IDLE_S):
+        await stream.send_all(piece)
+
+
+def credentials_of(connection: trio.socket.SocketType) -> Credentials:
+    """Return who connected, as the kernel noted it."""
+    pid, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        groups = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)  # the most that Python asks for
+    except OSError:  # ERANGE: in more than 256 groups; then none of them counts here
+        groups = b""
+    return Credentials(pid, uid, gid, frozenset(struct.unpack(f"={len(groups) // 4}I", groups)))
+
+
+def group_id(name: str) -> int | None:
+    """Return a group's number, or None where there is no such group."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        logger.info("control group absent: the control socket is root's alone", extra={"group": name})
+        return None
+
+
+def open_listener(path: str, gid: int | None) -> tuple[trio.SocketListener, tuple[int, int]]:
+    """Create the socket, in place of a dead daemon's; return it and its file's (device, inode)."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        remove_stale(path)
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(path)
+        if gid is not None:
+            os.chown(path, -1, gid)
+            Path(path).chmod(0o660)
+        listener.listen(BACKLOG)
+        file = Path(path).stat()
+        return trio.SocketListener(trio.socket.from_stdlib_socket(listener)), (file.st_dev, file.st_ino)
+    except OSError as error:
+        listener.close()
+        raise KernelError(f"the control socket {path} cannot be created: {error.strerror or error}") from error
+    except TunsplitError:
+        listener.close()
+        raise
+
+
+def remove_stale(path: str) -> None:
+    """Remove a dead daemon's socket; refuse to touch anything else."""
+    try:
+        mode = Path(path).lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise TunsplitError(f"{path} exists and is no socket; set [control] socket to another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)  # a live one with a full backlog answers EAGAIN
+        if probe.connect_ex(path) != errno.ECONNREFUSED:
+            raise TunsplitError(
+                f"another tunsplit answers at {path}, perhaps in another network namespace; set [control] socket to "
+                "another path"
+            )
+    Path(path).unlink()
+
+
+def remove(path: str, identity: tuple[int, int]) -> None:
+    """Remove our socket's file, unless somebody has put another one in its place."""
+    try:
+        file = Path(path).lstat()
+        if (file.st_dev, file.st_ino) == identity:
+            Path(path).unlink()
+    except FileNotFoundError:
+        return
