@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+NAMESPACES = Path("/run/netns")
+
 # Lifetimes count down by themselves.
 LIFETIMES = re.compile(r"(valid_lft|preferred_lft|expires) \S+ ?")
 
@@ -37,9 +39,18 @@ def children() -> dict[str, str]:
     """Return the processes that this one started and that have not been waited for."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            found[pid] = Path("/proc", pid, "stat").read_text().split(")")[0]
+        try:
+            for pid in (task / "children").read_text().split():
+                found[pid] = Path("/proc", pid, "stat").read_text().split(")")[0]
+        except (FileNotFoundError, ProcessLookupError):  # the thread or the process has just ended
+            continue
     return found
+
+
+def namespaces() -> dict[str, str]:
+    """Return the network namespaces that bear this process's name, `ts` and its pid, as all of a test's do."""
+    mine = re.compile(rf"ts{os.getpid()}(?!\d)")
+    return {name: name for name in os.listdir(NAMESPACES) if mine.match(name)} if NAMESPACES.exists() else {}
 
 
 def host_state() -> dict[str, list[str]]:
@@ -66,19 +77,19 @@ def untouched_host() -> Iterator[None]:
     before = host_state()
     yield
     assert before == host_state()
+    assert {} == namespaces()
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Descriptors and processes of a test end with it, and it leaves the host alone."""
+    """Descriptors, processes and namespaces of a test end with it, and it leaves the host alone."""
     netns = request.node.get_closest_marker("netns") is not None
     host = host_state() if netns else None
-    before = descriptors(), children()
+    before = descriptors(), children(), namespaces()
     yield
-    after = descriptors(), children()
+    after = descriptors(), children(), namespaces()
     if before != after:
         gc.collect()  # what a kept traceback holds is not left behind
-        after = descriptors(), children()
-    assert [] == left(before[0], after[0])
-    assert [] == left(before[1], after[1])
+        after = descriptors(), children(), namespaces()
+    assert [[], [], []] == [left(*pair) for pair in zip(before, after, strict=True)]
     assert host is None or host == host_state()
