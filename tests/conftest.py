@@ -50,7 +50,7 @@ def children() -> dict[str, str]:
 def namespaces() -> dict[str, str]:
     """Return the network namespaces that bear this process's name, `ts` and its pid, as all of a test's do."""
     mine = re.compile(rf"ts{os.getpid()}(?!\d)")
-    return {name: name for name in os.listdir(NAMESPACES) if mine.match(name)} if NAMESPACES.exists() else {}
+    return {path.name: path.name for path in NAMESPACES.glob("ts*") if mine.match(path.name)}
 
 
 def host_state() -> dict[str, list[str]]:
