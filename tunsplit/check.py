@@ -1,12 +1,23 @@
-"""What tunsplit needs from a host, and whether it is there."""
+"""What tunsplit needs from a host, and whether it is there: quickly before a start, thoroughly for `tunsplit check`."""
 
+import pwd
+import re
 import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
-from tunsplit.errors import KernelError, PermissionMissing
+from tunsplit.config import Config, unsupported
+from tunsplit.errors import ConfigError, KernelError, PermissionMissing
 from tunsplit.kernel import caps
 
-TUN_DEVICE = "/dev/net/tun"
+TUN_DEVICE = Path("/dev/net/tun")
+NO_TUN_DEVICE = (
+    f"{TUN_DEVICE} is missing: load the kernel's module with `modprobe tun`, or give the container the device"
+)
+NO_NFT = "the program nft is missing: install the package nftables"
 
 
 def require_runnable() -> None:
@@ -19,7 +30,168 @@ def require_runnable() -> None:
     if missing := caps.missing():
         names = ", ".join(f"{capability.name} ({capability.why})" for capability in missing)
         raise PermissionMissing(f"missing {names}: {caps.how_to_grant(missing)}")
-    if not Path(TUN_DEVICE).exists():
-        raise KernelError(f"{TUN_DEVICE} is missing: load the tun module (`modprobe tun`), or give the container it")
+    if not TUN_DEVICE.exists():
+        raise KernelError(NO_TUN_DEVICE)
     if not shutil.which("nft"):
-        raise KernelError("the program nft is missing: install the package nftables")
+        raise KernelError(NO_NFT)
+
+
+class Level(Enum):
+    """How a finding reads at the head of its line."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    MISSING = "missing"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report, and the exit code that it asks for."""
+
+    level: Level
+    text: str
+    exit_code: int = 0
+
+
+def examine(config: Config | ConfigError, file: str) -> Iterator[tuple[str, list[Finding]]]:
+    """Yield each part of the report: its heading and its findings.
+
+    Args:
+        config: the configuration, or what is wrong with it.
+        file: its name.
+    """
+    yield "configuration", list(configuration(config, file))
+    yield "capabilities", list(capabilities())
+    yield "kernel", list(kernel())
+    yield "programs", list(programs())
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """Return the report's exit code: of several, the one to be mended first (2, 3, 4)."""
+    return min((finding.exit_code for finding in findings if finding.exit_code), default=0)
+
+
+def configuration(config: Config | ConfigError, file: str) -> Iterator[Finding]:
+    """Yield what there is to say about the configuration, by itself and on this host."""
+    if isinstance(config, ConfigError):
+        for line in str(config).splitlines():
+            yield Finding(Level.WRONG, line, ConfigError.exit_code)
+        return
+    yield Finding(Level.OK, file)
+    for sentence in unsupported(config):
+        yield Finding(Level.NOTE, sentence)
+    yield from _programs_of_rules(config)
+    yield from _users(config)
+    yield from _interfaces(config)
+
+
+GLOB = re.compile(r"[*?\[]")
+
+
+def _programs_of_rules(config: Config) -> Iterator[Finding]:
+    for number, app in enumerate(config.apps, 1):
+        if app.path and not GLOB.search(app.path) and not Path(app.path).is_file():
+            yield Finding(
+                Level.WARNING, f"[[app]] #{number} path: {app.path} does not exist, so the rule matches nothing"
+            )
+    for client in config.tunnel.client:
+        if client.startswith("/") and not Path(client).is_file():
+            yield Finding(Level.WARNING, f"[tunnel] client: {client} does not exist")
+
+
+def _users(config: Config) -> Iterator[Finding]:
+    if not _user_exists(config.tunnel.transport_user):
+        text = f"[tunnel] transport_user: found {config.tunnel.transport_user}, expected a user of this host"
+        yield Finding(Level.WRONG, text, ConfigError.exit_code)
+    for number, app in enumerate(config.apps, 1):
+        if app.user is not None and not _user_exists(app.user):
+            text = f"[[app]] #{number} user: {app.user} does not exist, so the rule matches nothing"
+            yield Finding(Level.WARNING, text)
+
+
+def _user_exists(user: str | int) -> bool:
+    if isinstance(user, int):
+        return True  # a number is what the kernel compares, with or without a name
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+def _interfaces(config: Config) -> Iterator[Finding]:
+    from tunsplit.kernel.rtnetlink import Rtnetlink
+
+    with Rtnetlink() as rtnetlink:
+        snapshot = rtnetlink.snapshot()
+    name = config.tunnel.interface
+    tunnel = snapshot.link(name)
+    if not tunnel:
+        yield Finding(Level.NOTE, f"[tunnel] interface: {name} is absent, so the tunnel is down until it appears")
+    else:
+        addresses = [address for address in snapshot.addresses_of(tunnel) if address.is_global]
+        if not tunnel.up or not addresses:
+            lack = "has no address" if tunnel.up else "is down"
+            yield Finding(Level.NOTE, f"[tunnel] interface: {name} {lack}, so the tunnel counts as down")
+        elif not config.tunnel.dns and all(
+            address.interface.network.prefixlen == address.interface.max_prefixlen for address in addresses
+        ):
+            yield Finding(
+                Level.WARNING,
+                f"[tunnel] dns: not given, and the prefixes of {name} have room for no resolver: name it, or questions "
+                "in the tunnel will fail once tunsplit answers them",
+            )
+    uplink = config.uplink.interface
+    if uplink != "auto" and not snapshot.link(uplink):
+        yield Finding(
+            Level.WARNING, f"[uplink] interface: {uplink} is absent, so excluded apps are refused until it appears"
+        )
+
+
+def capabilities() -> Iterator[Finding]:
+    """Yield a finding for each capability that tunsplit uses."""
+    there = caps.effective()
+    for capability in caps.NEEDED:
+        text = f"{capability.name}: {capability.why}"
+        if capability in there:
+            yield Finding(Level.OK, text)
+        elif capability.required:
+            code = PermissionMissing.exit_code
+            yield Finding(Level.MISSING, f"{text}; {caps.how_to_grant([capability])}", code)
+        else:
+            yield Finding(Level.NOTE, f"{text}; missing, and not used by this release")
+
+
+def kernel() -> Iterator[Finding]:
+    """Yield a finding for each feature of the kernel, tried in a network namespace of its own."""
+    from tunsplit.kernel import features
+
+    if not TUN_DEVICE.exists():
+        yield Finding(Level.MISSING, NO_TUN_DEVICE, KernelError.exit_code)
+    try:
+        found = features.probe()
+    except KernelError as error:
+        yield Finding(Level.NOTE, str(error))
+        return
+    for feature in found:
+        if feature.complaint is None:
+            yield Finding(Level.OK, feature.name)
+        elif feature.denied:
+            yield Finding(Level.NOTE, f"{feature.name}: could not be tried ({feature.complaint})")
+        elif feature.required:
+            text = f"{feature.name} ({feature.complaint}): {feature.otherwise}"
+            yield Finding(Level.MISSING, text, KernelError.exit_code)
+        else:
+            yield Finding(Level.NOTE, f"{feature.name} not available ({feature.complaint}): {feature.otherwise}")
+
+
+def programs() -> Iterator[Finding]:
+    """Yield a finding for each program that tunsplit calls."""
+    path = shutil.which("nft")
+    if not path:
+        yield Finding(Level.MISSING, NO_NFT, KernelError.exit_code)
+        return
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    yield Finding(Level.OK, f"{path}: {version.stdout.strip() or version.stderr.strip()}")

@@ -113,6 +113,35 @@ def ready() -> None:
 
 
 @main.command()
+@config_option
+@click.pass_context
+def check(ctx: click.Context, config_file: str | None) -> None:
+    """Say whether tunsplit can run here, and what it would lack.
+
+    Looks at the configuration, the capabilities, the kernel's features (tried in a network namespace of their own: the
+    host is not changed) and programs. Exit code 0: it can run; 2: the configuration is wrong; 3: a capability is
+    missing; 4: a kernel feature or a program is missing.
+
+    Example: sudo tunsplit check -c config/wireguard.toml
+    """
+    from tunsplit.check import examine, exit_code
+
+    config: Config | ConfigError
+    try:
+        file, config = load(config_file)
+    except ConfigError as error:
+        file, config = "", error
+    everything = []
+    for heading, findings in examine(config, file):
+        click.echo(heading)
+        for finding in findings:
+            # What keeps tunsplit from running is an error, so it goes where errors go; on a terminal nothing changes.
+            click.echo(f"  {finding.level.value:8} {finding.text}", err=bool(finding.exit_code))
+        everything += findings
+    ctx.exit(exit_code(everything))
+
+
+@main.command()
 def undo() -> None:
     """Remove whatever a killed daemon left in this network namespace.
 
