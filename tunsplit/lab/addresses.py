@@ -1,0 +1,53 @@
+"""The lab's network on paper: who has which address (RFC 5737, RFC 3849; private and unique local inside).
+
+Dictionaries are keyed by IP version, 4 or 6.
+"""
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+
+PICTURE = """\
+  host ─────────────── eth0 ──── lan0  router  inet0 ──── eth0 ─── internet
+    192.168.50.2                 192.168.50.1                        198.51.100.1
+    2001:db8:50::2               2001:db8:50::1                      2001:db8:100::1
+    │                            192.168.50.53 LAN resolver          8.8.8.8, 2001:4860:4860::8888
+    wg0                          relay0                                public resolver
+    10.64.0.2, fd64::2            │
+    ║                            eth0
+    ╚═══ WireGuard tunnel ═════ relay  203.0.113.10, 2001:db8:113::10
+                                wg0    10.64.0.1, fd64::1 relay resolver
+"""
+
+
+def _interfaces(*texts: str) -> Mapping[int, Interface]:
+    return {interface.version: interface for interface in map(ip_interface, texts)}
+
+
+def _addresses(*texts: str) -> Mapping[int, Address]:
+    return {address.version: address for address in map(ip_address, texts)}
+
+
+HOST = _interfaces("192.168.50.2/24", "2001:db8:50::2/64")
+ROUTER_LAN = _interfaces("192.168.50.1/24", "2001:db8:50::1/64")
+ROUTER_RELAY = _interfaces("203.0.113.1/24", "2001:db8:113::1/64")
+ROUTER_INTERNET = _interfaces("198.51.100.254/24", "2001:db8:100::254/64")
+RELAY = _interfaces("203.0.113.10/24", "2001:db8:113::10/64")
+SERVER = _interfaces("198.51.100.1/24", "2001:db8:100::1/64")
+
+HOST_TUNNEL = _interfaces("10.64.0.2/32", "fd64::2/128")
+RELAY_TUNNEL = _interfaces("10.64.0.1/24", "fd64::1/64")
+
+LAN_RESOLVER = _addresses("192.168.50.53")
+RELAY_RESOLVER = _addresses("10.64.0.1", "fd64::1")
+PUBLIC_RESOLVER = _addresses("8.8.8.8", "2001:4860:4860::8888")
+
+TUNNEL_DEVICE = "wg0"
+TUNNEL_MTU = 1420  # wg-quick's: 1500 less WireGuard's 60 octets over IPv4 and 80 over IPv6
+TUNNEL_PORT = 51820
+TUNNEL_MARK = 51820
+ECHO_PORT = 7
+HTTP_PORT = 80
+IPERF_PORT = 5201

@@ -1,0 +1,215 @@
+"""Observers: what really passed on a wire.
+
+Some facts about packet sockets (net/packet/af_packet.c)
+- One that is bound to ETH_P_ALL sees both directions; the address it gives with each frame says which.
+- MSG_TRUNC makes a short read give the frame's full length.
+- A veth's frames wait at its other end by the CPU that sent them (net/core/dev.c, enqueue_to_backlog): in order
+  on one CPU, in no order between two. So a marker is sent on each of them.
+- A super-packet (GSO) is one frame.
+- PACKET_STATISTICS are set to zero when read.
+"""
+
+import errno
+import itertools
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import dpkt
+import trio
+
+from tunsplit.errors import KernelError
+from tunsplit.lab.frames import ETHERTYPE_IPV4, Direction
+from tunsplit.lab.netns import Namespace
+from tunsplit.lab.record import Record
+
+ETH_P_ALL = 3
+ARPHRD_ETHER = 1
+SOL_PACKET, PACKET_STATISTICS = 263, 6
+SO_RCVBUFFORCE = 33
+BUFFER = 64 << 20  # octets; a second of a busy wire
+SNAP = 256  # octets of a frame that are read
+BATCH = 256  # frames between two looks at other tasks
+
+# A marker is of no protocol that anybody speaks: an experimental Ethernet type (IEEE 802 §9.2.3) where there is
+# Ethernet, else an IPv4 packet with a checksum of 0, which its receiver drops without an answer.
+ETHERTYPE_MARKER = 0x88B5
+MARKER_ETHERNET = b"\xff" * 6 + b"\x02" + bytes(5) + ETHERTYPE_MARKER.to_bytes(2, "big")
+MARKER_IPV4 = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 60, 0, 0, 1, 253, 0, bytes((10, 64, 0, 2)), bytes((10, 64, 0, 1)))
+MARKER_SIZE = 60  # the shortest Ethernet frame; and MARKER_IPV4's total length
+MARKER_S = 2  # a marker that has not arrived by then is lost, and another is sent
+MARKER_TRIES = 5
+WIRE_IS_DOWN = (errno.ENETDOWN, errno.ENODEV, errno.ENXIO)
+
+Wire = tuple[Namespace, str]  # a namespace and a device in it
+
+
+class Observer(Record):
+    """Sees one wire. `seen`, `flows` and `clear` are those of `Record`.
+
+    Args:
+        name: for messages.
+        wire: where to look.
+        find_sender: from where markers are to come at the moment; None: from the device that is looked at.
+        ours_is_out: what this device sends is on its way out of the host, as at the host's own end of a wire.
+        dump: a pcapng file to write all that is read to.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        wire: Wire,
+        *,
+        find_sender: Callable[[], Wire | None] = lambda: None,
+        ours_is_out: bool = False,
+        dump: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self._wire = wire
+        self._find_sender = find_sender
+        self._ours_is_out = ours_is_out
+        self._dump_path = dump
+        self._dump: tuple[BinaryIO, Any] | None = None
+        self._socket: socket.socket | None = None
+        self._attached = trio.Event()
+        self._ethernet = True
+        self._buffer = bytearray(SNAP)
+        self._dropped = 0
+        self._markers: dict[bytes, trio.Event] = {}
+        self._numbers = itertools.count()
+
+    @property
+    def dropped(self) -> int:
+        """Frames that passed too fast for us: if there are any, what was seen is not all."""
+        if self._socket is not None:
+            _, drops = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+            self._dropped += drops
+        return self._dropped
+
+    def clear(self) -> None:
+        """Forget what was seen so far, also what is not read yet."""
+        self._read_all()
+        super().clear()
+
+    def attach(self) -> None:
+        """Start to look, or look at the device that has taken the old one's place."""
+        self.detach()
+        namespace, device = self._wire
+        self._socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        self._socket.bind((device, ETH_P_ALL))
+        self._ethernet = self._socket.getsockname()[3] == ARPHRD_ETHER
+        if self._dump_path is not None and self._dump is None:
+            file = self._dump_path.open("wb")
+            linktype = dpkt.pcapng.DLT_EN10MB if self._ethernet else dpkt.pcapng.DLT_RAW
+            self._dump = file, dpkt.pcapng.Writer(file, snaplen=SNAP, linktype=linktype)
+        self._attached.set()
+
+    def detach(self) -> None:
+        """Look no more for now; what was seen stays."""
+        self._read_all()
+        self._dropped = self.dropped
+        if self._socket is not None:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+            self._socket = None
+            self._attached = trio.Event()
+
+    def close(self) -> None:
+        """Look no more, and end the file."""
+        self.detach()
+        if self._dump is not None:
+            self._dump[0].close()
+            self._dump = None
+
+    async def watch(self) -> None:
+        """Read what passes, until cancelled."""
+        while True:
+            await self._attached.wait()
+            if self._socket is not None:
+                try:
+                    await trio.lowlevel.wait_readable(self._socket)
+                except trio.ClosedResourceError:
+                    continue  # another device takes its place, or none
+                self._read(BATCH)
+
+    async def settle(self) -> None:
+        """Wait until all that the host has sent on this wire so far has been seen.
+
+        Raises:
+            KernelError: nothing comes through, though the wire is up.
+        """
+        for _ in range(MARKER_TRIES):
+            sender = self._find_sender() or self._wire
+            number = next(self._numbers)
+            markers = {struct.pack("!QQ", number, cpu): cpu for cpu in os.sched_getaffinity(0)}
+            arrived = {token: trio.Event() for token in markers}
+            self._markers.update(arrived)
+            try:
+                await sender[0].call(lambda: self._send(sender[1], markers))  # noqa: B023 - called at once
+                with trio.move_on_after(MARKER_S):
+                    for event in arrived.values():
+                        await event.wait()
+                    return
+            except OSError as error:
+                if error.errno not in WIRE_IS_DOWN:
+                    raise
+                self._read_all()  # a wire that is down brings nothing more
+                return
+            finally:
+                for token in arrived:
+                    del self._markers[token]
+        raise KernelError(f"observer {self.name}: no marker came through from {sender[0].name} {sender[1]}")
+
+    def _send(self, device: str, markers: Mapping[bytes, int]) -> None:
+        """Send one marker on each CPU; in a thread of its own, whose place it changes."""
+        header, ethertype = (
+            (MARKER_ETHERNET, ETHERTYPE_MARKER) if self._ethernet else (MARKER_IPV4, ETHERTYPE_IPV4)
+        )
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as own:
+            own.bind((device, ethertype))
+            for token, cpu in markers.items():
+                os.sched_setaffinity(0, {cpu})
+                own.send((header + token).ljust(MARKER_SIZE, b"\0"))
+
+    def _read_all(self) -> None:
+        while self._read(BATCH) == BATCH:
+            pass
+
+    def _read(self, most: int) -> int:
+        """Read up to so many frames; give how many there were."""
+        if self._socket is None:
+            return 0
+        now = time.time()
+        for count in range(most):
+            try:
+                octets, address = self._socket.recvfrom_into(self._buffer, SNAP, socket.MSG_TRUNC)
+            except BlockingIOError:
+                return count
+            except OSError as error:
+                if error.errno not in WIRE_IS_DOWN:
+                    raise
+                return count  # it says once that its device is gone; what it holds can still be read
+            self._take(bytes(self._buffer[: min(octets, SNAP)]), octets, address, now)
+        return most
+
+    def _take(self, frame: bytes, octets: int, address: tuple[Any, ...], now: float) -> None:
+        _, ethertype, packet_type, *_ = address
+        header = MARKER_ETHERNET if self._ethernet else MARKER_IPV4
+        if frame.startswith(header):
+            token = frame[len(header) : len(header) + 16]
+            if token in self._markers:
+                self._markers[token].set()
+            return
+        sent_here = packet_type == socket.PACKET_OUTGOING
+        direction: Direction = "out" if sent_here == self._ours_is_out else "in"
+        self.add_untrusted(
+            frame, ethernet=self._ethernet, ethertype=ethertype, direction=direction, time=now, octets=octets
+        )
+        if self._dump is not None:
+            self._dump[1].writepkt(frame, ts=now)
