@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tunsplit.lab.fixtures"]
+
 NAMESPACES = Path("/run/netns")
 
 # Lifetimes count down by themselves.
