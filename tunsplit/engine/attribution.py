@@ -1,0 +1,77 @@
+"""Attribution: finding the process behind a flow.
+
+Attribution is a list of sources asked in order, each answering an owner with its certainty, or nothing.
+A source that sees further (a process noted for each datagram by a program in the kernel, a process tree
+kept from events) is one more at the head of the list.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from tunsplit.process import Process
+
+
+class Certainty(Enum):
+    """How sure it is that the owner sent the flow."""
+
+    EXACT = "exact"  # one socket fits, one process holds it
+    SHARED = "shared"  # several sockets fit, or several processes hold it: any of them may be the sender
+    INHERITED = "inherited"  # nobody has the socket yet: it will go to the holder of its listener
+    AMBIGUOUS = "ambiguous"  # there may be holders that the source could not see
+    GONE = "gone"  # there was a socket, and no process holds it any more
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """A process and its ancestors, parent first."""
+
+    process: Process
+    ancestors: tuple[Process, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Every process that may have sent the flow, at least one."""
+
+    holders: tuple[Lineage, ...]
+    certainty: Certainty = Certainty.EXACT
+
+    @property
+    def process(self) -> Process:
+        """The one to show to the user."""
+        return self.holders[0].process
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """A source's answer: `how` the owner was found, in a word, and the cookie of the socket, if it was one."""
+
+    how: str
+    owner: Owner | None
+    cookie: bytes | None = None
+
+    @property
+    def certainty(self) -> Certainty:
+        """The owner's; GONE where there is none."""
+        return self.owner.certainty if self.owner else Certainty.GONE
+
+
+class Source(Protocol):
+    """Something that can tell whose flow it is. `four_tuple` is the key of the flow, as the app sends it."""
+
+    def attribute(self, protocol: int, four_tuple: bytes) -> Attribution | None:
+        """Answer at once, from what is known already; None when it takes a search."""
+
+    def search(self, protocol: int, four_tuple: bytes) -> Iterator[Attribution | None]:
+        """Search: None now and then, so that others get their turn; then the answer, if there is one."""
+
+
+def search_all(sources: tuple[Source, ...], protocol: int, four_tuple: bytes) -> Iterator[Attribution | None]:
+    """Search source by source, until one answers."""
+    for source in sources:
+        for answer in source.search(protocol, four_tuple):
+            yield answer
+            if answer is not None:
+                return

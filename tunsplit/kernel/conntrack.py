@@ -1,0 +1,129 @@
+"""What the kernel's connection tracking knows of a flow: exact requests to ctnetlink.
+
+Some facts about ctnetlink (net/netfilter/nf_conntrack_netlink.c, ctnetlink_get_conntrack):
+
+A get by tuple is one hash look-up. An entry hangs in the table by both of its tuples, so it is found by
+the reply's as well as by the original's, and its answer tells which is which. Nothing is tracked in a
+network namespace until a rule of its own asks for it (`ct …`), and nothing is found there.
+"""
+
+import errno
+import socket
+from struct import Struct
+from typing import NamedTuple
+
+from tunsplit.errors import KernelError
+from tunsplit.kernel.netlink import NLM_F_REQUEST, NetlinkSocket, Refused, attribute, attributes, nested
+
+NETLINK_NETFILTER = 12
+IPCTNL_MSG_CT_GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK
+NFGENMSG_SIZE = 4
+
+# linux/netfilter/nfnetlink_conntrack.h
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY = 1, 2
+CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
+CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
+CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
+
+# What the kernel answers where connection tracking is not built in, or its module is absent.
+ABSENT = frozenset((errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT))
+
+pack_nfgenmsg = Struct("!BBH").pack  # family · version 0 · resource id
+
+
+class Tuple(NamedTuple):
+    """One direction of a tracked flow: packed addresses, ports as numbers."""
+
+    source: bytes
+    destination: bytes
+    source_port: int
+    destination_port: int
+
+
+class Entry(NamedTuple):
+    """A tracked flow; `original` is the direction of its first packet, `reply` its mirror unless NAT is at work."""
+
+    original: Tuple
+    reply: Tuple
+
+
+class Conntrack:
+    """Exact look-ups in the network namespace that it was made in."""
+
+    def __init__(self) -> None:
+        self._socket: NetlinkSocket | None = None
+        try:
+            self._socket = NetlinkSocket(NETLINK_NETFILTER)
+            self.find(socket.IPPROTO_UDP, bytes(4), bytes(4), 0, 0)
+        except Refused as error:
+            if error.errno not in ABSENT:
+                raise
+            self.close()
+        except KernelError:  # no netfilter in this kernel
+            self.close()
+
+    @property
+    def available(self) -> bool:
+        """Whether this kernel tracks connections."""
+        return self._socket is not None
+
+    def close(self) -> None:
+        """Give the netlink socket back."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def has_entry(self, protocol: int, source: bytes, destination: bytes, sport: int, dport: int) -> bool:
+        """Whether a packet of these would belong to a flow that the kernel knows, in either direction."""
+        return self.find(protocol, source, destination, sport, dport) is not None
+
+    def find(self, protocol: int, source: bytes, destination: bytes, sport: int, dport: int) -> Entry | None:
+        """The tracked TCP or UDP flow that such a packet belongs to.
+
+        Args:
+            protocol: TCP or UDP.
+            source: packed, 4 or 16 bytes.
+            destination: packed, 4 or 16 bytes.
+            sport: its port.
+            dport: its port.
+
+        Raises:
+            KernelError: ctnetlink cannot answer.
+        """
+        if self._socket is None:
+            return None
+        version4 = len(source) == 4
+        family, src, dst = (
+            (socket.AF_INET, CTA_IP_V4_SRC, CTA_IP_V4_DST)
+            if version4
+            else (socket.AF_INET6, CTA_IP_V6_SRC, CTA_IP_V6_DST)
+        )
+        body = pack_nfgenmsg(family, 0, 0) + nested(
+            CTA_TUPLE_ORIG,
+            nested(CTA_TUPLE_IP, attribute(src, source), attribute(dst, destination)),
+            nested(
+                CTA_TUPLE_PROTO,
+                attribute(CTA_PROTO_NUM, bytes((protocol,))),
+                attribute(CTA_PROTO_SRC_PORT, sport.to_bytes(2)),
+                attribute(CTA_PROTO_DST_PORT, dport.to_bytes(2)),
+            ),
+        )
+        try:
+            answer = self._socket.get("conntrack", IPCTNL_MSG_CT_GET, NLM_F_REQUEST, body)
+        except Refused as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        found = attributes(answer, NFGENMSG_SIZE)
+        return Entry(_parse_tuple(found[CTA_TUPLE_ORIG], src, dst), _parse_tuple(found[CTA_TUPLE_REPLY], src, dst))
+
+
+def _parse_tuple(data: bytes, src: int, dst: int) -> Tuple:
+    parts = attributes(data)
+    addresses, ports = attributes(parts[CTA_TUPLE_IP]), attributes(parts[CTA_TUPLE_PROTO])
+    return Tuple(
+        addresses[src],
+        addresses[dst],
+        int.from_bytes(ports[CTA_PROTO_SRC_PORT]),
+        int.from_bytes(ports[CTA_PROTO_DST_PORT]),
+    )

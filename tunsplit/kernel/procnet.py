@@ -1,0 +1,80 @@
+"""Ping and raw sockets, which sock_diag does not find by what they send: /proc/net/icmp, raw and their IPv6 twins.
+
+Some facts about these tables (net/ipv4/ping.c ping_v4_format_sock, net/ipv4/raw.c raw_sock_seq_show,
+net/ipv6/datagram.c __ip6_dgram_sock_seq_show):
+
+The columns are those of /proc/net/udp. The local "port" is a ping socket's echo identifier and a raw
+socket's protocol. Addresses are 32-bit words printed as the host's own numbers: their bytes are turned
+round on little-endian hosts. /proc/net is a link into the process's main thread; /proc/thread-self/net
+shows the namespace of the thread that reads.
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tunsplit.errors import KernelError
+
+TABLES = Path("/proc/thread-self/net")
+SUFFIX = {4: "", 6: "6"}
+
+
+class TableSocket(NamedTuple):
+    """One row: addresses packed, all zero where the socket is not bound or connected."""
+
+    inode: int
+    uid: int
+    number: int  # a ping socket's echo identifier, a raw socket's protocol
+    local: bytes
+    remote: bytes
+
+
+def find_ping(version: int, identifier: int, source: bytes) -> list[TableSocket]:
+    """The ping sockets that send echo requests with this identifier from this address; with SO_REUSEADDR several."""
+    rows = parse_table(_read("icmp" + SUFFIX[version]))
+    return [row for row in rows if row.number == identifier and row.local in (source, bytes(len(source)))]
+
+
+def find_raw(version: int, protocol: int, source: bytes, destination: bytes) -> list[TableSocket]:
+    """The raw sockets of this protocol that may send from `source` to `destination`."""
+    rows = parse_table(_read("raw" + SUFFIX[version]))
+    anywhere = bytes(len(source))
+    return [
+        row
+        for row in rows
+        if row.number == protocol and row.local in (source, anywhere) and row.remote in (destination, anywhere)
+    ]
+
+
+def parse_table(text: str) -> list[TableSocket]:
+    """Read a table of /proc/net.
+
+    Raises:
+        KernelError: a row is not what this kernel interface has been since Linux 2.6.
+    """
+    rows = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        try:
+            local, number = fields[1].split(":")
+            remote, _ = fields[2].split(":")
+            row = TableSocket(int(fields[9]), int(fields[7]), int(number, 16), _address(local), _address(remote))
+        except (IndexError, ValueError, OverflowError) as error:
+            raise KernelError(f"/proc/net: unknown row {line!r}") from error
+        rows.append(row)
+    return rows
+
+
+def _address(text: str) -> bytes:
+    if len(text) not in (8, 32):
+        raise ValueError(text)
+    return b"".join(int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8))
+
+
+def _read(name: str) -> str:
+    try:
+        return (TABLES / name).read_text()
+    except FileNotFoundError:  # no IPv6 in this kernel, or no ping sockets: there is no such socket
+        return ""
+    except OSError as error:
+        raise KernelError(f"/proc/net/{name}: {error.strerror}") from error
