@@ -1,0 +1,57 @@
+"""What a configuration asks for that this release does not do is said, and nothing else is."""
+
+import msgspec
+import pytest
+
+from tests.test_config_values import KEYS, document
+from tunsplit.config import parse, unsupported
+from tunsplit.config.effect import WORKING
+from tunsplit.config.schema import SECTIONS
+
+
+def test_the_defaults_ask_for_nothing_that_is_missing():
+    assert [] == unsupported(parse("[tunnel]\ninterface = 'wg0'\nfwmark = 1"))
+
+
+def test_a_rule_that_can_never_match_is_named_by_its_number():
+    lines = unsupported(
+        parse("[tunnel]\ninterface = 'w'\nfwmark = 1\n[[app]]\npath = '/x'\n[[app]]\nname = 'y'\ncgroup = 'z'")
+    )
+
+    assert [
+        "[[app]] #2 name is accepted but has no effect yet: a rule with it never matches",
+        "[[app]] #2 cgroup is accepted but has no effect yet: a rule with it never matches",
+    ] == lines
+
+
+def test_what_becomes_of_forwarded_packets_is_said_unless_it_was_asked_for():
+    asked = "[tunnel]\ninterface = 'w'\nfwmark = 1\n[split]\nforwarded = "
+
+    assert ["[split] forwarded is accepted but has no effect yet: forwarded packets are refused"] == unsupported(
+        parse(asked + "'uplink'")
+    )
+    assert [] == unsupported(parse(asked + "'block'"))
+
+
+def test_a_stop_that_opens_the_way_against_the_users_wish_is_said():
+    lines = unsupported(parse("[tunnel]\ninterface = 'w'\nfwmark = 1\n[firewall]\non_stop = 'block'"))
+
+    assert ['[firewall] on_stop is accepted but has no effect yet: SIGTERM opens the way, as with "open"'] == lines
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _) in KEYS.items() for value in good])
+def test_each_key_either_works_or_is_named_when_it_is_not_at_its_default(key, value):
+    section, name = key.split()
+    config = parse(document(key, value))
+    table = config.apps[0] if section == "app" else getattr(config, section)
+    field = next(field for field in msgspec.structs.fields(table) if field.name == name)
+    default = getattr(table, name) == field.default or (key, value) == ("split forwarded", "'block'")
+
+    named = any(f"] {name} " in line or f"#1 {name} " in line for line in unsupported(config))
+
+    assert named == (name not in WORKING[section] and not default)
+
+
+def test_what_works_is_spelled_as_in_the_schema():
+    assert set(WORKING) == set(SECTIONS)
+    assert [] == [name for section, names in WORKING.items() for name in names if not hasattr(SECTIONS[section], name)]
