@@ -55,9 +55,12 @@ class Daemon:
         answer: list[dict[str, Any]] = json.loads((await self.command("flows", "--json")).stdout)
         return answer
 
-    async def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run any verb of tunsplit that talks to this daemon."""
-        return await self._namespace.run([*COMMAND, *words], env=self._environment, check=check)
+    async def command(
+        self, *words: str, check: bool = True, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run any verb of tunsplit that talks to this daemon; `env` is added to its environment."""
+        environment = {**self._environment, **(env or {})}
+        return await self._namespace.run([*COMMAND, *words], env=environment, check=check)
 
     async def wait(self) -> int:
         """Wait for its end; its exit code."""

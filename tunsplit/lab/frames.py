@@ -105,7 +105,7 @@ def _parse_packet_untrusted(packet: bytes, ethertype: int) -> Seen:
             return _parse_ipv6(packet)
         if ethertype == ETHERTYPE_ARP:
             return _parse_arp(packet)
-    except Exception:  # noqa: BLE001 - dpkt raises whatever it stumbles over, and every frame is worth a record
+    except Exception:  # dpkt raises whatever it stumbles over, and every frame is worth a record
         return Seen("malformed", payload=packet)
     return Seen(f"ethertype-{ethertype:#06x}", payload=packet)
 

@@ -1,5 +1,6 @@
 """A throw-away network with a host to run tunsplit in, and observers on both of its sides.
 
+Example:
     async with open_lab() as lab:
         curl = lab.copy_program("curl", "excluded-curl")
         async with lab.tunsplit(excluded=[curl]):
@@ -17,12 +18,12 @@ from typing import Any
 
 import trio
 
-from tunsplit.lab import addresses, configuration, copies, daemon, leases, programs, resolvers, servers, signals
-from tunsplit.lab import topology
+from tunsplit.lab import addresses, configuration, copies, daemon, leases, programs, resolvers, servers, topology
 from tunsplit.lab.addresses import TUNNEL_DEVICE, Address
 from tunsplit.lab.leases import Lease
 from tunsplit.lab.netns import Namespace
 from tunsplit.lab.observer import Observer
+from tunsplit.lab.signals import unwind_first
 from tunsplit.lab.wireguard import Kind, Tunnel, find_kind, format_endpoint
 
 BOTH = (4, 6)
@@ -203,7 +204,7 @@ async def open_lab(
     leases.sweep()
     uplink = [version for version in uplink if ipv6 or version == 4]
     inside = [version for version in (BOTH if tunnel is None else tunnel) if ipv6 or version == 4]
-    async with signals.unwind_first(signal.SIGTERM, signal.SIGHUP):
+    async with unwind_first(signal.SIGTERM, signal.SIGHUP):
         with leases.take() as lease:
             network = topology.build(lease.name, uplink=uplink, ipv6=ipv6, rp_filter=rp_filter)
             kind = tunnel_kind or find_kind(network.relay)

@@ -73,7 +73,7 @@ class Namespace:
         return made
 
     def ip(self, script: str) -> None:
-        """Run the lines of a script, each a command of ip(8) without the word `ip`.
+        """Run the lines of a script, as `ip -batch` takes them: without the word ip.
 
         Raises:
             KernelError: one failed; those before it are done.
@@ -93,9 +93,15 @@ class Namespace:
 
         self.call_sync(write)
 
-    def command(self, argv: Sequence[str]) -> list[str]:
-        """The same command, but in the namespace; the process that results is the program itself."""
-        return [programs.require("nsenter"), f"--net={self.path}", "--", programs.require(argv[0]), *argv[1:]]
+    def command(self, argv: Sequence[str], *, path: str | None = None) -> list[str]:
+        """The same command, but in the namespace; the process that results is the program itself.
+
+        Args:
+            argv: the command.
+            path: where its program is looked for, instead of the environment's PATH.
+        """
+        program = programs.require(argv[0], path)
+        return [programs.require("nsenter"), f"--net={self.path}", "--", program, *argv[1:]]
 
     async def run(self, argv: Sequence[str | os.PathLike[str]], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program in the namespace to its end; options as for `programs.run`."""
@@ -130,11 +136,11 @@ def delete(names: Iterable[str]) -> None:
 def list_pids(namespace: Path) -> list[int]:
     """The processes whose main thread is in this namespace, our own never."""
     wanted = namespace.stat()
-    pids = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and _is_in(entry, wanted):
-            pids.append(int(entry.name))
-    return pids
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and _is_in(entry, wanted)
+    ]
 
 
 def _is_in(process: Path, wanted: os.stat_result) -> bool:

@@ -168,9 +168,7 @@ class Observer(Record):
 
     def _send(self, device: str, markers: Mapping[bytes, int]) -> None:
         """Send one marker on each CPU; in a thread of its own, whose place it changes."""
-        header, ethertype = (
-            (MARKER_ETHERNET, ETHERTYPE_MARKER) if self._ethernet else (MARKER_IPV4, ETHERTYPE_IPV4)
-        )
+        header, ethertype = (MARKER_ETHERNET, ETHERTYPE_MARKER) if self._ethernet else (MARKER_IPV4, ETHERTYPE_IPV4)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as own:
             own.bind((device, ethertype))
             for token, cpu in markers.items():

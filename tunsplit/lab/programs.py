@@ -35,22 +35,22 @@ KEPT = 1 << 20  # octets of a program's output that are remembered, the latest o
 PATIENCE_S = 5  # from SIGTERM to SIGKILL
 
 
-def find_program(program: str) -> str | None:
-    """Where a program lies, or None."""
-    return shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", os.defpath), SYSTEM_PATH)))
+def find_program(program: str, path: str | None = None) -> str | None:
+    """Where a program lies, or None; `path` is looked through instead of the environment's PATH."""
+    return shutil.which(program, path=os.pathsep.join((path or os.environ.get("PATH", os.defpath), SYSTEM_PATH)))
 
 
-def require(program: str) -> str:
-    """Where a program lies.
+def require(program: str, path: str | None = None) -> str:
+    """Where a program lies; `path` is looked through instead of the environment's PATH.
 
     Raises:
         KernelError: it is not there; names the Debian package that has it.
     """
-    if (path := find_program(program)) is None:
+    if (found := find_program(program, path)) is None:
         package = PACKAGES.get(program)
         advice = f"apt install {package}" if package else "it is neither in PATH nor in the system's directories"
         raise KernelError(f"{program} is missing: {advice}")
-    return path
+    return found
 
 
 def require_root() -> None:
@@ -129,9 +129,8 @@ class Program:
         while text not in self.output and text not in self.log:
             if not self._open:
                 code = await self.process.wait()
-                raise KernelError(
-                    f"{' '.join(self.argv)}: ended with exit code {code} before it wrote {text!r}\n{self.output}{self.log}"
-                )
+                command = " ".join(self.argv)
+                raise KernelError(f"{command}: exit code {code} before it wrote {text!r}\n{self.output}{self.log}")
             await self._news.wait()
 
     async def stop(self) -> int:
@@ -225,4 +224,3 @@ def _quote(error: BaseException, written: Iterable[tuple[str, str]]) -> None:
     for name, text in written:
         if text:
             error.add_note(f"{name}: {text.rstrip()}")
-

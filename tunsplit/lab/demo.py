@@ -1,0 +1,114 @@
+"""`tunsplit lab demo`: one client, twice, as an excluded and as an included app, watched on both sides."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from tunsplit.lab import client
+from tunsplit.lab.addresses import PICTURE
+from tunsplit.lab.daemon import Daemon
+from tunsplit.lab.lab import BOTH, Lab, open_lab
+from tunsplit.lab.observer import Observer
+from tunsplit.lab.trials import Outcome, Trial, get_exit_code, tabulate
+
+PROTOCOLS = ("tcp", "udp", "icmp")
+CLIENT = Path(client.__file__)
+
+NEXT = """\
+Try it by hand:
+  sudo tunsplit lab shell            a shell in this network, with tunsplit running
+  sudo tunsplit lab run -- COMMAND   one command in it
+Then on your own host: config/wireguard.toml, sudo tunsplit check, sudo tunsplit run
+"""
+
+
+async def run(console: Console) -> int:
+    """Show it all; 0 if every packet was seen where it was expected, else 1."""
+    console.print("A throw-away network, in namespaces of its own; yours is not touched.\n")
+    console.print(PICTURE, markup=False, highlight=False, soft_wrap=True)
+    async with open_lab() as lab:
+        console.print(describe_tunnel(lab), markup=False)
+        excluded, included = (lab.copy_program("python", f"{word}-client") for word in ("excluded", "included"))
+        config = lab.config([excluded])
+        console.print(
+            Panel(Text(config.strip()), title="tunsplit.toml", title_align="left", expand=False), highlight=False
+        )
+        async with lab.tunsplit(config) as daemon, lab.observe(lab.internet, "eth0") as internet:
+            outcomes = [
+                await _try(lab, internet, program, trial)
+                for program in (excluded, included)
+                for trial in _plan(lab, program, excluded=program == excluded)
+            ]
+            console.print(tabulate(outcomes))
+            await _show_flow(console, lab, daemon, excluded)
+    console.print(NEXT, markup=False, highlight=False)
+    surprises = sum(not outcome.ok for outcome in outcomes)
+    console.print(
+        f"[bold red]{surprises} of {len(outcomes)} did not go as expected.[/]"
+        if surprises
+        else f"[green]All {len(outcomes)} went as expected.[/]"
+    )
+    return get_exit_code(outcomes)
+
+
+def describe_tunnel(lab: Lab) -> str:
+    """A line on what the tunnel is made of."""
+    return {
+        "wireguard": "The tunnel is the kernel's WireGuard.",
+        "wireguard-go": "The tunnel is WireGuard in user space (wireguard-go).",
+        "veth": "There is no WireGuard here (apt install wireguard-tools wireguard-go): a bare veth pair, nothing "
+        "encrypted, stands for the tunnel.",
+    }[lab.tunnel_kind]
+
+
+def _plan(lab: Lab, program: Path, *, excluded: bool) -> list[Trial]:
+    return [
+        Trial(
+            program.name,
+            protocol,
+            lab.server(version),
+            "uplink" if excluded else "tunnel",
+            lab.seen_from_uplink(version) if excluded else lab.seen_from_tunnel(version),
+        )
+        for protocol in PROTOCOLS
+        for version in BOTH
+    ]
+
+
+def _command(program: Path, *words: str) -> Sequence[str | os.PathLike[str]]:
+    return [program, "-I", "-S", CLIENT, *words]
+
+
+async def _try(lab: Lab, internet: Observer, program: Path, trial: Trial) -> Outcome:
+    observers = (lab.uplink, lab.tunnel, internet)
+    for observer in observers:
+        observer.clear()
+    done = await lab.host.run(_command(program, trial.protocol, str(trial.destination)), env={}, check=False)
+    for observer in observers:
+        await observer.settle()
+    return Outcome(
+        trial,
+        uplink=len(lab.uplink.seen(address=trial.destination)),
+        tunnel=len(lab.tunnel.seen(address=trial.destination)),
+        sources=list(dict.fromkeys(
+            seen.source
+            for seen in internet.seen(destination=trial.destination)
+            if seen.source is not None and seen.protocol not in ("arp", "ndp")
+        )),
+        answer=done.stdout.strip(),
+        error=done.stderr.strip() or ("" if done.returncode == 0 else f"exit code {done.returncode}"),
+    )  # fmt: skip
+
+
+async def _show_flow(console: Console, lab: Lab, daemon: Daemon, program: Path) -> None:
+    """A connection that is open, as `tunsplit flows` shows it."""
+    async with lab.host.start(_command(program, "hold", str(lab.server(4))), stdin=subprocess.PIPE) as client:
+        await client.wait_written("\n")
+        console.print("tunsplit flows, while the excluded client holds a connection open:", markup=False)
+        flows = await daemon.command("flows", check=False, env={"COLUMNS": str(console.width)})
+        console.print(flows.stdout + flows.stderr, markup=False, highlight=False)
