@@ -125,7 +125,7 @@ def test_every_key_has_a_reader_that_says_what_it_accepts():
 MESSAGES = [
     (
         "",
-        't.toml: [tunnel] interface: found nothing, expected the name of an interface, such as "wg0" (at most 15 bytes, not "lo")',
+        't.toml: [tunnel] interface: found nothing, expected the name of an interface, such as "wg0" (at most 15 characters, not "lo")',
     ),
     ("[tunnel", "t.toml: found no TOML: Expected ']' at the end of a table declaration (at end of document)"),
     ("a = 1\nb = [}", "t.toml: line 2, column 6: found no TOML: Invalid value"),

@@ -8,7 +8,7 @@ from tunsplit.errors import ConfigError
 
 INTERFACES = (
     ["'eth0'", "'wg-home.7'", "'abcdefghijklmno'"],
-    ["''", "'lo'", "'abcdefghijklmnop'", "'a/b'", "'a b'", "'a:1'", "'..'", "7"],
+    ["''", "'lo'", "'abcdefghijklmnop'", "'a/b'", "'a b'", "'a:1'", "'w*'", "'é'", "'..'", "7"],
 )
 FLAGS = (["true", "false"], ["0", "1", "'true'", "[]"])
 ADDRESSES = (

@@ -37,20 +37,20 @@ class Listener(msgspec.Struct, frozen=True):
     port: int
 
 
-INTERFACE_SIZE = 15  # IFNAMSIZ without its NUL (linux/if.h)
+# At most IFNAMSIZ without its NUL (linux/if.h), of the characters that nftables can name in quotes.
+INTERFACE = re.compile(r"[A-Za-z0-9_.@+=#,-]{1,15}")
 
 
 def interface(example: str) -> Reader:
-    """The name of a network interface, as the kernel's dev_valid_name() has it; never the loopback."""
+    """The name of a network interface; never the loopback."""
 
     def convert(value: object) -> str:
         name = text_of(value)
-        if len(name.encode()) > INTERFACE_SIZE or name in (".", "..", "lo") or re.search(r"[/:\s]", name):
+        if not INTERFACE.fullmatch(name) or name in (".", "..", "lo", "auto"):
             raise ValueError(value)
         return name
 
-    expected = f'the name of an interface, such as "{example}" (at most {INTERFACE_SIZE} bytes, not "lo")'
-    return Reader(expected, convert)
+    return Reader(f'the name of an interface, such as "{example}" (at most 15 characters, not "lo")', convert)
 
 
 def unicast(address: Address) -> Address:

@@ -37,23 +37,33 @@ CN_IDX_PROC, CN_VAL_PROC, PROC_CN_MCAST_LISTEN, PROC_EVENT_NONE = 1, 1, 1, 0  # 
 # Each kind of expression that our own table is made of.
 RULESET = """
 table inet probe {
+    counter drops { }
     set ports { type inet_service; elements = { 50000 }; }
-    chain prerouting {
+    set identifiers { typeof icmp id; }
+    chain arrive {
+        type filter hook prerouting priority -310; policy accept;
+        iifname "a" meta mark 0 meta mark set 0x1
+    }
+    chain replies {
         type filter hook prerouting priority -199; policy accept;
-        iifname "a" meta mark set 0x1
-        iifname "a" ct state != { established, related } udp dport @ports drop
-        iifname "a" icmp type echo-reply icmp id 50000 counter drop
-        fib daddr . iif type != local meta pkttype host drop
+        iifname "a" ct state != { established, related } udp dport @ports counter name drops drop
+        iifname "a" icmp type echo-reply icmp id @identifiers drop
+    }
+    chain may_leave {
+        ip hdrlength > 5 return
+        exthdr rt exists return
+        oifname "a" meta skuid != { 0 } return
+        oifname "a" meta l4proto { tcp, udp } th dport { 53, 853 } fib saddr . oif type local accept
     }
     chain steer {
-        type route hook output priority -150; policy accept;
-        meta skuid 0 ip daddr != 127.0.0.0/8 meta mark 0 meta mark set 0x1
+        type route hook output priority mangle; policy accept;
+        jump may_leave
+        meta mark set 0x1
     }
-    chain output {
-        type filter hook output priority 0; policy accept;
-        ip option rr exists reject with icmpx type admin-prohibited
-        exthdr rt exists reject with icmpx type admin-prohibited
-        oifname "a" fib saddr type local meta l4proto tcp reject with tcp reset
+    chain outgoing {
+        type filter hook output priority filter; policy accept;
+        meta l4proto tcp reject with tcp reset
+        reject
     }
 }
 """
@@ -163,11 +173,12 @@ def _process_events() -> None:
     try:
         _subscribe_to_process_events()
     except ConnectionRefusedError:
-        _libc("setns", _initial_network(), CLONE_NEWNET)
+        _libc("setns", initial_network(), CLONE_NEWNET)
         _subscribe_to_process_events()
 
 
-def _initial_network() -> int:
+def initial_network() -> int:
+    """Return a descriptor of the initial network namespace; OSError where it is closed to us."""
     try:
         return os.open("/proc/1/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -196,7 +207,9 @@ def _tun() -> None:
         return
 
 
-def _offload(flags: int) -> Callable[[], None]:
+def offload(flags: int) -> Callable[[], None]:
+    """Return an attempt to have a set of offloads granted (TUN_F_*)."""
+
     def attempt() -> None:
         with tun.Tun("probe") as device:
             fcntl.ioctl(device.fileno(), tun.TUNSETOFFLOAD, flags)
@@ -291,14 +304,14 @@ PROBES = (
         _process_events,
     ),
     Probe("tun device with virtio-net headers", True, "load the kernel's module with `modprobe tun`", _tun),
-    Probe("tun: checksum offload", False, "tunsplit gets finished packets only: slow", _offload(CHECKSUMS)),
-    Probe("tun: TCP super-packets, IPv4", False, "TCP packet by packet: slow", _offload(CHECKSUMS | TCP4)),
-    Probe("tun: TCP super-packets, IPv6", False, "TCP packet by packet: slow", _offload(CHECKSUMS | TCP6)),
+    Probe("tun: checksum offload", False, "tunsplit gets finished packets only: slow", offload(CHECKSUMS)),
+    Probe("tun: TCP super-packets, IPv4", False, "TCP packet by packet: slow", offload(CHECKSUMS | TCP4)),
+    Probe("tun: TCP super-packets, IPv6", False, "TCP packet by packet: slow", offload(CHECKSUMS | TCP6)),
     Probe(
         "tun: UDP super-packets",
         False,
         "UDP super-packets off, they need Linux 6.2",
-        _offload(CHECKSUMS | TCP4 | TCP6 | UDP_BOTH),
+        offload(CHECKSUMS | TCP4 | TCP6 | UDP_BOTH),
     ),
     Probe(
         "packet sockets with virtio-net headers", True, "load the module af_packet, Linux 4.20 or later", _packet_socket

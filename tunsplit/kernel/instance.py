@@ -2,8 +2,8 @@
 
 Some facts about abstract unix sockets:
 
-- Their names are per network namespace (net/unix/af_unix.c, unix_find_socket_byname), while /run is shared by all: a
-  lock file could not tell two namespaces apart.
+- Their names are per network namespace and per socket type (net/unix/af_unix.c, unix_abstract_hash), while /run is
+  shared by all: a lock file could not tell two namespaces apart.
 - A name dies with its last descriptor: no stale lock after SIGKILL.
 - connect() on a datagram socket only looks the name up, so asking leaves no trace and needs no answer.
 """
@@ -50,11 +50,6 @@ class Instance:
                 question.connect(LOCK)
             except ConnectionRefusedError:
                 return False
-            except OSError as error:
-                # EPROTOTYPE: the name is bound, by a socket of another type.
-                if error.errno == errno.EPROTOTYPE:
-                    return True
-                raise KernelError(f"connect to the abstract socket @tunsplit: {error.strerror}") from error
             return True
 
 

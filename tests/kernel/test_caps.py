@@ -1,0 +1,49 @@
+"""Which capabilities are there, and what is said about those that are not."""
+
+import subprocess
+
+import pytest
+
+from tunsplit.kernel import caps
+
+ALL = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t000001ffffffffff\nCapBnd:\t0000000000000000\n"
+
+
+def test_the_effective_set_counts():
+    assert frozenset(caps.NEEDED) == caps.effective(ALL)
+    assert frozenset() == caps.effective(ALL.replace("000001ffffffffff", "0000000000000000"))
+
+
+@pytest.mark.parametrize("capability", caps.NEEDED, ids=lambda capability: capability.name)
+def test_each_bit_is_its_own(capability):
+    mask = f"{1 << capability.bit:016x}"
+
+    assert {capability} == caps.effective(ALL.replace("000001ffffffffff", mask))
+
+
+def test_what_is_missing_can_be_granted_by_the_line_that_is_shown(monkeypatch):
+    monkeypatch.setattr(caps, "effective", lambda: frozenset(caps.NEEDED[1:]))
+
+    assert [caps.NEEDED[0]] == caps.missing()
+    assert "run as root, or let systemd grant it: AmbientCapabilities=CAP_NET_ADMIN" == caps.how_to_grant(
+        caps.missing()
+    )
+
+
+def test_what_is_not_needed_yet_is_not_missing(monkeypatch):
+    monkeypatch.setattr(caps, "effective", lambda: frozenset(needed for needed in caps.NEEDED if needed.required))
+
+    assert [] == caps.missing()
+
+
+@pytest.mark.netns
+def test_the_kernels_own_names_agree():
+    for capability in caps.NEEDED:
+        name = capability.name.removeprefix("CAP_").lower()
+        shown = subprocess.run(
+            ["setpriv", f"--bounding-set=-{name}", f"--inh-caps=-{name}", "cat", "/proc/self/status"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert capability not in caps.effective(shown)
