@@ -30,6 +30,11 @@ PICTURE = """\
 """
 
 
+def format_host(address: Address) -> str:
+    """An address as it stands before a port: IPv6 in brackets."""
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
 def _interfaces(*texts: str) -> Mapping[int, Interface]:
     return {interface.version: interface for interface in map(ip_interface, texts)}
 

@@ -1,6 +1,7 @@
 """`tunsplit lab`: a throw-away network from the command line."""
 
 import os
+import shlex
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -114,10 +115,15 @@ async def _prepare(
         if not bare:
             await stack.enter_async_context(daemon.start(opened.host, file, socket))
         environment = daemon.make_environment(file, socket)
-        # Copies first; and the tunsplit that belongs to this interpreter, wherever sudo's PATH leads.
-        found = (str(opened.directory / "bin"), environment.get("PATH", os.defpath), str(Path(sys.executable).parent))
-        environment["PATH"] = os.pathsep.join(found)
+        _write_script(opened.directory / "bin/tunsplit", daemon.COMMAND)
+        environment["PATH"] = os.pathsep.join((str(opened.directory / "bin"), environment.get("PATH", os.defpath)))
         yield opened, environment
+
+
+def _write_script(path: Path, command: Sequence[str]) -> None:
+    """A word for a command: sudo's PATH may not lead to the tunsplit that belongs to our interpreter."""
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    path.chmod(0o755)
 
 
 async def _attach(opened: Lab, command: Sequence[str], environment: Environment) -> int:

@@ -19,12 +19,12 @@ from typing import Any
 import trio
 
 from tunsplit.lab import addresses, configuration, copies, daemon, leases, programs, resolvers, servers, topology
-from tunsplit.lab.addresses import TUNNEL_DEVICE, Address
+from tunsplit.lab.addresses import TUNNEL_DEVICE, Address, format_host
 from tunsplit.lab.leases import Lease
 from tunsplit.lab.netns import Namespace
 from tunsplit.lab.observer import Observer
 from tunsplit.lab.signals import unwind_first
-from tunsplit.lab.wireguard import Kind, Tunnel, find_kind, format_endpoint
+from tunsplit.lab.wireguard import Kind, Tunnel, find_kind
 
 BOTH = (4, 6)
 
@@ -71,7 +71,7 @@ class Lab:
 
     def url(self, version: int, path: str = "/") -> str:
         """Where the internet's HTTP server has this; `/` is the address that it sees."""
-        return f"http://{format_endpoint(self.server(version), addresses.HTTP_PORT)}{path}"
+        return f"http://{format_host(self.server(version))}{path}"
 
     def seen_from_uplink(self, version: int) -> Address:
         """The address that a server sees when a packet came by the uplink."""

@@ -2,11 +2,9 @@
 
 Some facts about packet sockets (net/packet/af_packet.c)
 - One that is bound to ETH_P_ALL sees both directions; the address it gives with each frame says which.
-- MSG_TRUNC makes a short read give the frame's full length.
 - A veth's frames wait at its other end by the CPU that sent them (net/core/dev.c, enqueue_to_backlog): in order
   on one CPU, in no order between two. So a marker is sent on each of them.
 - A super-packet (GSO) is one frame.
-- PACKET_STATISTICS are set to zero when read.
 """
 
 import errno
@@ -14,8 +12,8 @@ import itertools
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,13 +24,8 @@ from tunsplit.errors import KernelError
 from tunsplit.lab.frames import ETHERTYPE_IPV4, Direction
 from tunsplit.lab.netns import Namespace
 from tunsplit.lab.record import Record
+from tunsplit.lab.ring import SLOT, Frame, Ring
 
-ETH_P_ALL = 3
-ARPHRD_ETHER = 1
-SOL_PACKET, PACKET_STATISTICS = 263, 6
-SO_RCVBUFFORCE = 33
-BUFFER = 64 << 20  # octets; a second of a busy wire
-SNAP = 256  # octets of a frame that are read
 BATCH = 256  # frames between two looks at other tasks
 
 # A marker is of no protocol that anybody speaks: an experimental Ethernet type (IEEE 802 §9.2.3) where there is
@@ -56,7 +49,7 @@ class Observer(Record):
         wire: where to look.
         find_sender: from where markers are to come at the moment; None: from the device that is looked at.
         ours_is_out: what this device sends is on its way out of the host, as at the host's own end of a wire.
-        dump: a pcapng file to write all that is read to.
+        dump: a pcapng file to write the frames to that are kept.
     """
 
     def __init__(
@@ -75,21 +68,17 @@ class Observer(Record):
         self._ours_is_out = ours_is_out
         self._dump_path = dump
         self._dump: tuple[BinaryIO, Any] | None = None
-        self._socket: socket.socket | None = None
+        self._ring: Ring | None = None
         self._attached = trio.Event()
-        self._ethernet = True
-        self._buffer = bytearray(SNAP)
-        self._dropped = 0
+        self._has_looked = False
+        self._dropped = 0  # by rings that are closed
         self._markers: dict[bytes, trio.Event] = {}
         self._numbers = itertools.count()
 
     @property
     def dropped(self) -> int:
         """Frames that passed too fast for us: if there are any, what was seen is not all."""
-        if self._socket is not None:
-            _, drops = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
-            self._dropped += drops
-        return self._dropped
+        return self._dropped + (0 if self._ring is None else self._ring.dropped)
 
     def clear(self) -> None:
         """Forget what was seen so far, also what is not read yet."""
@@ -100,24 +89,22 @@ class Observer(Record):
         """Start to look, or look at the device that has taken the old one's place."""
         self.detach()
         namespace, device = self._wire
-        self._socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
-        self._socket.bind((device, ETH_P_ALL))
-        self._ethernet = self._socket.getsockname()[3] == ARPHRD_ETHER
+        self._ring = Ring(namespace, device)
         if self._dump_path is not None and self._dump is None:
             file = self._dump_path.open("wb")
-            linktype = dpkt.pcapng.DLT_EN10MB if self._ethernet else dpkt.pcapng.DLT_RAW
-            self._dump = file, dpkt.pcapng.Writer(file, snaplen=SNAP, linktype=linktype)
+            linktype = dpkt.pcapng.DLT_EN10MB if self._ring.ethernet else dpkt.pcapng.DLT_RAW
+            self._dump = file, dpkt.pcapng.Writer(file, snaplen=SLOT, linktype=linktype)
+        self._has_looked = True
         self._attached.set()
 
     def detach(self) -> None:
         """Look no more for now; what was seen stays."""
         self._read_all()
         self._dropped = self.dropped
-        if self._socket is not None:
-            trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
-            self._socket = None
+        if self._ring is not None:
+            trio.lowlevel.notify_closing(self._ring.socket)
+            self._ring.close()
+            self._ring = None
             self._attached = trio.Event()
 
     def close(self) -> None:
@@ -131,9 +118,9 @@ class Observer(Record):
         """Read what passes, until cancelled."""
         while True:
             await self._attached.wait()
-            if self._socket is not None:
+            if self._ring is not None:
                 try:
-                    await trio.lowlevel.wait_readable(self._socket)
+                    await trio.lowlevel.wait_readable(self._ring.socket)
                 except trio.ClosedResourceError:
                     continue  # another device takes its place, or none
                 self._read(BATCH)
@@ -142,8 +129,13 @@ class Observer(Record):
         """Wait until all that the host has sent on this wire so far has been seen.
 
         Raises:
-            KernelError: nothing comes through, though the wire is up.
+            KernelError: nothing comes through, though the wire is up; or this observer has never looked.
         """
+        if self._ring is None:
+            if not self._has_looked:
+                raise KernelError(f"observer {self.name}: the lab was opened without observers")
+            return  # the device is gone, and what it brought was read when it went
+        send = partial(self._send, ethernet=self._ring.ethernet)
         for _ in range(MARKER_TRIES):
             sender = self._find_sender() or self._wire
             number = next(self._numbers)
@@ -151,7 +143,7 @@ class Observer(Record):
             arrived = {token: trio.Event() for token in markers}
             self._markers.update(arrived)
             try:
-                await sender[0].call(lambda: self._send(sender[1], markers))  # noqa: B023 - called at once
+                await sender[0].call(partial(send, sender[1], markers))
                 with trio.move_on_after(MARKER_S):
                     for event in arrived.values():
                         await event.wait()
@@ -166,9 +158,9 @@ class Observer(Record):
                     del self._markers[token]
         raise KernelError(f"observer {self.name}: no marker came through from {sender[0].name} {sender[1]}")
 
-    def _send(self, device: str, markers: Mapping[bytes, int]) -> None:
+    def _send(self, device: str, markers: Mapping[bytes, int], *, ethernet: bool) -> None:
         """Send one marker on each CPU; in a thread of its own, whose place it changes."""
-        header, ethertype = (MARKER_ETHERNET, ETHERTYPE_MARKER) if self._ethernet else (MARKER_IPV4, ETHERTYPE_IPV4)
+        header, ethertype = (MARKER_ETHERNET, ETHERTYPE_MARKER) if ethernet else (MARKER_IPV4, ETHERTYPE_IPV4)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as own:
             own.bind((device, ethertype))
             for token, cpu in markers.items():
@@ -181,33 +173,30 @@ class Observer(Record):
 
     def _read(self, most: int) -> int:
         """Read up to so many frames; give how many there were."""
-        if self._socket is None:
+        if self._ring is None:
             return 0
-        now = time.time()
-        for count in range(most):
-            try:
-                octets, address = self._socket.recvfrom_into(self._buffer, SNAP, socket.MSG_TRUNC)
-            except BlockingIOError:
-                return count
-            except OSError as error:
-                if error.errno not in WIRE_IS_DOWN:
-                    raise
-                return count  # it says once that its device is gone; what it holds can still be read
-            self._take(bytes(self._buffer[: min(octets, SNAP)]), octets, address, now)
-        return most
+        count = 0
+        for count, frame in enumerate(self._ring.read(most), 1):  # noqa: B007 - the last one is the answer
+            self._take(frame, ethernet=self._ring.ethernet)
+        return count
 
-    def _take(self, frame: bytes, octets: int, address: tuple[Any, ...], now: float) -> None:
-        _, ethertype, packet_type, *_ = address
-        header = MARKER_ETHERNET if self._ethernet else MARKER_IPV4
-        if frame.startswith(header):
-            token = frame[len(header) : len(header) + 16]
+    def _take(self, frame: Frame, *, ethernet: bool) -> None:
+        if self.count_untrusted(frame.head, ethernet=ethernet, ethertype=frame.ethertype):
+            return
+        header = MARKER_ETHERNET if ethernet else MARKER_IPV4
+        if frame.head.startswith(header):
+            token = frame.head[len(header) : len(header) + 16]
             if token in self._markers:
                 self._markers[token].set()
             return
-        sent_here = packet_type == socket.PACKET_OUTGOING
-        direction: Direction = "out" if sent_here == self._ours_is_out else "in"
-        self.add_untrusted(
-            frame, ethernet=self._ethernet, ethertype=ethertype, direction=direction, time=now, octets=octets
+        direction: Direction = "out" if frame.sent_here == self._ours_is_out else "in"
+        seen = self.keep_untrusted(
+            frame.head,
+            ethernet=ethernet,
+            ethertype=frame.ethertype,
+            direction=direction,
+            time=frame.time,
+            octets=frame.octets,
         )
-        if self._dump is not None:
-            self._dump[1].writepkt(frame, ts=now)
+        if seen is not None and self._dump is not None:
+            self._dump[1].writepkt(seen.frame, ts=seen.time)

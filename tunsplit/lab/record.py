@@ -5,7 +5,7 @@ found by these octets and counted, without dpkt. Everything else is parsed frame
 """
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from tunsplit.lab.addresses import TUNNEL_PORT, Address
@@ -25,6 +25,15 @@ from tunsplit.lab.frames import (
 KEPT = 1000  # frames of a flow that are kept; all are counted
 FLOWS = 50_000  # flows that are told apart: a port scan must not eat the memory
 OTHERS = FlowKey("others", None, None, None, None)  # all flows beyond that
+PORT = TUNNEL_PORT.to_bytes(2, "big")
+
+
+@dataclass(slots=True)
+class Count:
+    """Frames of one flow so far; found by its octets, so that its addresses are hashed just once."""
+
+    flow: FlowKey
+    frames: int = 0
 
 
 class Record:
@@ -32,8 +41,8 @@ class Record:
 
     def __init__(self) -> None:
         self._seen: list[Seen] = []
-        self._counts: Counter[FlowKey] = Counter()
-        self._known: dict[bytes, FlowKey] = {}
+        self._counts: dict[FlowKey, Count] = {}
+        self._known: dict[bytes, Count] = {}
 
     def seen(
         self,
@@ -71,7 +80,8 @@ class Record:
 
     def flows(self) -> Counter[FlowKey]:
         """All frames by flow, each direction for itself, without the VPN's own."""
-        return Counter({flow: count for flow, count in self._counts.items() if flow.protocol != "wireguard"})
+        counts = self._counts.values()
+        return Counter({count.flow: count.frames for count in counts if count.flow.protocol != "wireguard"})
 
     def clear(self) -> None:
         """Forget what was seen."""
@@ -79,43 +89,61 @@ class Record:
         self._counts.clear()
         self._known.clear()
 
-    def add_untrusted(
+    def count_untrusted(self, frame: bytes, *, ethernet: bool, ethertype: int) -> bool:
+        """Count a frame of a flow of which enough are kept; False: it is for `keep_untrusted`."""
+        key = get_key_untrusted(frame, ETHERNET_HEADER if ethernet else 0, ethertype)
+        if key is None or (count := self._known.get(key)) is None or count.frames < KEPT:
+            return False
+        count.frames += 1
+        return True
+
+    def keep_untrusted(
         self, frame: bytes, *, ethernet: bool, ethertype: int, direction: Direction, time: float, octets: int
-    ) -> None:
-        """Write down one frame, given as in `parse_untrusted`; never raises."""
-        key = _get_key_untrusted(frame, ETHERNET_HEADER if ethernet else 0, ethertype)
-        flow = None if key is None else self._known.get(key)
-        if flow is None or self._counts[flow] < KEPT:
-            seen = parse_untrusted(frame, ethernet=ethernet, ethertype=ethertype)
-            flow = seen.flow
-            if flow not in self._counts and len(self._counts) >= FLOWS:
-                flow = OTHERS
-            elif key is not None:
-                self._known[key] = flow
-            if self._counts[flow] < KEPT:
-                self._seen.append(replace(seen, direction=direction, time=time, octets=octets, frame=frame))
-        self._counts[flow] += 1
-
-
-def _get_key_untrusted(frame: bytes, at: int, ethertype: int) -> bytes | None:
-    """Octets that are the same for all frames of a TCP or UDP flow and of no other; None where there are none."""
-    if ethertype == ETHERTYPE_IPV4:
-        # Version 4 without options, and no fragment.
-        if frame[at : at + 1] != b"\x45" or int.from_bytes(frame[at + 6 : at + 8], "big") & 0x3FFF:
+    ) -> Seen | None:
+        """Parse a frame and write it down; None if there are enough of its flow. Never raises."""
+        seen = parse_untrusted(frame, ethernet=ethernet, ethertype=ethertype)
+        count = self._counts.get(seen.flow)
+        if count is None:
+            flow = seen.flow if len(self._counts) < FLOWS else OTHERS
+            count = self._counts.setdefault(flow, Count(flow))
+        key = get_key_untrusted(frame, ETHERNET_HEADER if ethernet else 0, ethertype)
+        if key is not None and len(self._known) < FLOWS:
+            self._known[key] = count
+        count.frames += 1
+        if count.frames > KEPT:
             return None
-        protocol, start, size = frame[at + 9 : at + 10], at + 12, 12
+        seen = replace(seen, direction=direction, time=time, octets=octets, frame=frame)
+        self._seen.append(seen)
+        return seen
+
+
+def get_key_untrusted(frame: bytes, at: int, ethertype: int) -> bytes | None:
+    """Octets that are the same for all frames of a TCP or UDP flow and of no other; None where there are none.
+
+    Args:
+        frame: its head.
+        at: where its packet begins.
+        ethertype: what that is.
+    """
+    if len(frame) < at + 48:  # IPv6 and a UDP header; a shorter frame may well be parsed
+        return None
+    if ethertype == ETHERTYPE_IPV4:
+        # With options, or a part of a packet (MF or offset).
+        if frame[at] != 0x45 or frame[at + 6] & 0x3F or frame[at + 7]:
+            return None
+        protocol, start, end = frame[at + 9], at + 12, at + 24
     elif ethertype == ETHERTYPE_IPV6:
-        protocol, start, size = frame[at + 6 : at + 7], at + 8, 36
+        protocol, start, end = frame[at + 6], at + 8, at + 44
     else:
         return None
-    four_tuple = frame[start : start + size]
-    if protocol not in (bytes((TCP,)), bytes((UDP,))) or len(four_tuple) < size:
+    if protocol == TCP:
+        return b"\x06" + frame[start:end]
+    if protocol != UDP:
         return None
-    if protocol[0] == UDP and TUNNEL_PORT.to_bytes(2, "big") in (four_tuple[-4:-2], four_tuple[-2:]):
+    if PORT in (frame[end - 4 : end - 2], frame[end - 2 : end]):
         # Clear text on the VPN's own port is another flow than the VPN's.
-        transport = frame[start + size + 4 : start + size + 8] in WIREGUARD_TYPES
-        return protocol + four_tuple + bytes((transport,))
-    return protocol + four_tuple
+        return (b"\x12" if frame[end + 4 : end + 8] in WIREGUARD_TYPES else b"\x11") + frame[start:end]
+    return b"\x11" + frame[start:end]
 
 
 def _to_address(given: str | Address | None) -> Address | None:

@@ -10,7 +10,6 @@ Some facts about WireGuard devices
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv6Address
 from typing import Literal
 
 import trio
@@ -113,7 +112,7 @@ class Tunnel:
         self.kind = kind
         self.host = End(host, kind, (addresses.HOST_TUNNEL[version] for version in versions), nursery)
         self.relay = End(relay, kind, addresses.RELAY_TUNNEL.values(), nursery)
-        self.endpoint = format_endpoint(endpoint, addresses.TUNNEL_PORT)
+        self.endpoint = f"{addresses.format_host(endpoint)}:{addresses.TUNNEL_PORT}"
         self._keys = ("", "", "", "") if kind == "veth" else (*_make_keys(), *_make_keys())
 
     async def create_relay(self) -> None:
@@ -166,11 +165,6 @@ class Tunnel:
             """
         )
         self.relay.namespace.ip(f"link set {TUNNEL_DEVICE} arp off")
-
-
-def format_endpoint(address: Address, port: int) -> str:
-    """`ADDR:PORT`, or `[ADDR]:PORT`."""
-    return f"[{address}]:{port}" if isinstance(address, IPv6Address) else f"{address}:{port}"
 
 
 async def _run_wireguard_go(namespace: Namespace, task_status: trio.TaskStatus[programs.Program]) -> None:
