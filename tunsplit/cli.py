@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = "/etc/tunsplit/tunsplit.toml"
 WATCH_S = 1.0  # between two pictures of `flows --watch`
+PIPE_WIDTH = 200  # columns where there is no terminal to ask: one line a flow
 
 
 class Commands(click.Group):
@@ -240,28 +242,32 @@ def flows(config_file: str | None, socket_path: str | None, as_json: bool, watch
     Example: sudo tunsplit flows --watch
     """
 
-    def picture() -> list[dict[str, Any]]:
-        answer: list[dict[str, Any]] = ask(config_file, socket_path, "flows")
-        return answer
-
-    if as_json:
-        print_json(picture())
+    def pictures() -> Iterator[list[dict[str, Any]]]:
+        yield ask(config_file, socket_path, "flows")
         while watch:
             time.sleep(WATCH_S)
-            print_json(picture())
-        return
-    from rich.console import Console
+            yield ask(config_file, socket_path, "flows")
 
-    console = Console()
-    if not watch:
-        console.print(flows_table(picture()))
-        return
+    with suppress(KeyboardInterrupt):  # the way to end --watch
+        if as_json:
+            for answer in pictures():
+                print_json(answer)
+        else:
+            show_tables(map(flows_table, pictures()), live=watch)
+
+
+def show_tables(tables: "Iterator[Table]", *, live: bool) -> None:
+    """Print a table, or each of them in its predecessor's place."""
+    from rich.console import Console
     from rich.live import Live
 
-    with Live(flows_table(picture()), console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        while True:
-            time.sleep(WATCH_S)
-            live.update(flows_table(picture()), refresh=True)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    if not live:
+        console.print(next(tables))
+        return
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as display:
+        for table in tables:
+            display.update(table, refresh=True)
 
 
 def flows_table(answer: list[dict[str, Any]]) -> "Table":

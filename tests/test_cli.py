@@ -1,0 +1,418 @@
+"""The command line: what each command prints, and what it ends with."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import tomllib
+import types
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+from tunsplit import __version__, cli
+from tunsplit.cli import main
+from tunsplit.config import Control
+from tunsplit.errors import KernelError
+from tunsplit.kernel import caps, instance
+from tunsplit.kernel.instance import Instance
+from tunsplit.tasks import control
+
+REPOSITORY = Path(__file__).parent.parent
+
+STATUS: dict[str, Any] = {
+    "state": "active",
+    "tunnel": {"interface": "wg0", "up": True, "addresses": ["10.64.0.2/32"], "mtu": 1420},
+    "uplink": {
+        "interface4": "eth0",
+        "interface6": "eth0",
+        "addresses": ["192.168.50.2/24"],
+        "gateway4": "192.168.50.1",
+        "gateway6": None,
+    },
+    "dns": {"platform": "linux", "setting": "default", "routes": {}},
+    "split": {"enabled": True, "mode": "exclude"},
+    "counters": {"flows": 2, "refused": 0},
+}
+FLOW: dict[str, Any] = {
+    "protocol": "tcp",
+    "source": "10.128.0.1:40000",
+    "destination": "198.51.100.1:443",
+    "nat": "192.168.50.2:50000",
+    "verdict": "uplink",
+    "state": "open",
+    "reason": "rule 1: /usr/bin/firefox",
+    "attribution": "exact",
+    "app": {"pid": 4711, "exe": "/usr/bin/firefox", "user": "ada"},
+    "packets_out": 2,
+    "bytes_out": 1200,
+    "packets_in": 1,
+    "bytes_in": 300,
+    "age_s": 1.5,
+}
+BUSY = FLOW | {"destination": "[2001:db8:100::1]:443", "bytes_in": 5_000_000, "app": None, "verdict": "block"}
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    unset: dict[str, str | None] = {"TUNSPLIT_CONFIG": None, "TUNSPLIT_SOCKET": None}
+    return CliRunner().invoke(main, arguments, env=unset | environment)
+
+
+@pytest.fixture
+def config_file(tmp_path) -> str:
+    path = tmp_path / "tunsplit.toml"
+    path.write_text(f"[tunnel]\ninterface = 'wg0'\nfwmark = 1\n[control]\nsocket = '{tmp_path}/c.sock'\n")
+    return str(path)
+
+
+@pytest.fixture
+def daemon(tmp_path, config_file) -> Iterator[str]:
+    """A control server, and nothing else of a daemon."""
+    ready, stop = threading.Event(), trio.CancelScope()
+    verbs: dict[str, control.Verb] = {"status": lambda _: STATUS, "flows": lambda _: iter([FLOW, BUSY])}
+
+    async def serve() -> None:
+        with stop:
+            async with trio.open_nursery() as nursery:
+                settings = Control(socket=f"{tmp_path}/c.sock", group="absent")
+                await nursery.start(partial(control.serve, settings, verbs))
+                token.append(trio.lowlevel.current_trio_token())
+                ready.set()
+
+    token: list[trio.lowlevel.TrioToken] = []
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    ready.wait(10)
+    yield f"{tmp_path}/c.sock"
+    trio.from_thread.run_sync(stop.cancel, trio_token=token[0])
+    thread.join()
+
+
+# ---------------------------------------------------------------------------- run
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[tuple[object, str]]:
+    """What `tunsplit.app.run` was called with, in a host where nothing is missing."""
+    calls: list[tuple[object, str]] = []
+
+    def run(config: object, *, config_file: str, ready: Any) -> None:
+        calls.append((config, config_file))
+        ready()
+
+    monkeypatch.setitem(sys.modules, "tunsplit.app", types.SimpleNamespace(run=run))
+    monkeypatch.setattr("tunsplit.log.setup", lambda *_: None)
+    monkeypatch.setattr("tunsplit.check.require_runnable", lambda: None)
+    return calls
+
+
+def test_ready_is_the_only_line_on_stdout(started, config_file):
+    result = invoke("run", "-c", config_file)
+
+    assert (0, "ready\n", "") == (result.exit_code, result.stdout, result.stderr)
+    assert [config_file] == [file for _, file in started]
+
+
+def test_the_configuration_may_be_named_by_the_environment(started, config_file):
+    assert 0 == invoke("run", TUNSPLIT_CONFIG=config_file).exit_code
+    assert [config_file] == [file for _, file in started]
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_is_told(started, config_file, abstract):
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        name = f"{directory}/notify"
+        systemd.bind("\0" + name if abstract else name)
+        systemd.settimeout(5)
+        invoke("run", "-c", config_file, NOTIFY_SOCKET="@" + name if abstract else name)
+
+        assert b"READY=1" == systemd.recv(100)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"[tunnel]\ninterface = 7", "[tunnel] interface: found 7, expected the name"),
+        (b"\xff", "found bytes that are no UTF-8 at offset 0, expected TOML"),
+    ],
+)
+def test_a_wrong_configuration_ends_with_2(tmp_path, content, error):
+    path = tmp_path / "t.toml"
+    path.write_bytes(content)
+    result = invoke("run", "-c", str(path))
+
+    assert (2, "") == (result.exit_code, result.stdout)
+    assert result.stderr.startswith(f"tunsplit: {path}: {error}")
+
+
+def test_a_missing_configuration_ends_with_2(tmp_path):
+    result = invoke("run", "-c", str(tmp_path / "absent"))
+
+    assert 2 == result.exit_code
+    assert (
+        "found no readable file (No such file or directory), expected a configuration; name one with" in result.stderr
+    )
+
+
+def test_a_missing_capability_ends_with_3(config_file, monkeypatch):
+    monkeypatch.setattr("tunsplit.log.setup", lambda *_: None)
+    monkeypatch.setattr(caps, "effective", lambda: frozenset(caps.NEEDED[1:]))
+    result = invoke("run", "-c", config_file)
+
+    assert (3, "") == (result.exit_code, result.stdout)
+    assert (
+        "tunsplit: missing CAP_NET_ADMIN (creates the tun, sets routes, rules and the firewall): run as root, or let "
+        "systemd grant it: AmbientCapabilities=CAP_NET_ADMIN\n"
+    ) == result.stderr
+
+
+def test_a_missing_program_ends_with_4(config_file, monkeypatch, tmp_path):
+    monkeypatch.setattr("tunsplit.log.setup", lambda *_: None)
+    monkeypatch.setattr(caps, "effective", lambda: frozenset(caps.NEEDED))
+    monkeypatch.setattr("tunsplit.check.TUN_DEVICE", tmp_path)
+    result = invoke("run", "-c", config_file, PATH="/nowhere")
+
+    assert (4, "") == (result.exit_code, result.stdout)
+    assert "tunsplit: the program nft is missing: install the package nftables\n" == result.stderr
+
+
+def test_a_missing_tun_driver_ends_with_4(config_file, monkeypatch, tmp_path):
+    monkeypatch.setattr("tunsplit.log.setup", lambda *_: None)
+    monkeypatch.setattr(caps, "effective", lambda: frozenset(caps.NEEDED))
+    monkeypatch.setattr("tunsplit.check.TUN_DEVICE", tmp_path / "absent")
+
+    assert 4 == invoke("run", "-c", config_file).exit_code
+
+
+# --------------------------------------------------------------------------- undo
+
+
+@pytest.fixture
+def undoes(monkeypatch) -> list[str]:
+    lines = ["table inet tunsplit", "9 rules"]
+    monkeypatch.setitem(sys.modules, "tunsplit.kernel.hostconfig", types.SimpleNamespace(undo=lambda: lines))
+    monkeypatch.setattr(instance, "LOCK", f"\0tunsplit-test-{id(lines):x}")
+    return lines
+
+
+def test_undo_says_what_it_removed(undoes):
+    result = invoke("undo")
+
+    assert (0, "table inet tunsplit\n9 rules\n") == (result.exit_code, result.stdout)
+
+
+def test_undo_says_when_there_was_nothing(undoes):
+    undoes.clear()
+    result = invoke("undo")
+
+    assert (0, "nothing to undo\n") == (result.exit_code, result.stdout)
+
+
+def test_undo_leaves_a_running_daemon_alone(undoes):
+    with Instance.acquire():
+        result = invoke("undo")
+
+    assert (1, "") == (result.exit_code, result.stdout)
+    assert "a daemon is at work in this network namespace" in result.stderr
+
+
+def test_an_undo_that_fails_keeps_its_exit_code(undoes, monkeypatch):
+    def undo() -> list[str]:
+        raise KernelError("delete rule: no")
+
+    monkeypatch.setitem(sys.modules, "tunsplit.kernel.hostconfig", types.SimpleNamespace(undo=undo))
+    result = invoke("undo")
+
+    assert (4, "tunsplit: delete rule: no\n") == (result.exit_code, result.stderr)
+
+
+# ----------------------------------------------------------------- status and flows
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["status", "--json"], ["flows"], ["flows", "--json"], ["flows", "--watch"]]
+)
+def test_without_a_daemon_they_end_with_5_and_one_line(command, tmp_path):
+    result = invoke(*command, "--socket", f"{tmp_path}/none")
+
+    assert (5, "") == (result.exit_code, result.stdout)
+    (line,) = result.stderr.splitlines()
+    assert (
+        f"tunsplit: no tunsplit answers at {tmp_path}/none: is `tunsplit run` running, with this [control] socket?"
+        == line
+    )
+
+
+@pytest.mark.parametrize("how", ["--socket", "TUNSPLIT_SOCKET", "-c", "TUNSPLIT_CONFIG"])
+def test_the_socket_is_found(how, daemon, config_file):
+    value = daemon if "ocket" in how.lower() else config_file
+    result = invoke("status", "--json", how, value) if how[0] == "-" else invoke("status", "--json", **{how: value})
+
+    assert (0, STATUS) == (result.exit_code, msgspec.json.decode(result.stdout))
+
+
+def test_a_named_configuration_that_is_wrong_is_said(tmp_path):
+    assert 2 == invoke("status", "-c", str(tmp_path / "absent")).exit_code
+
+
+def test_without_any_configuration_the_socket_is_the_default(monkeypatch):
+    monkeypatch.setattr(cli, "DEFAULT_CONFIG", "/nowhere/tunsplit.toml")
+
+    assert "no tunsplit answers at /run/tunsplit/tunsplit.sock" in invoke("status").stderr
+
+
+def test_the_summary_says_what_is_where(daemon):
+    assert [
+        "state    active: apps are judged",
+        "mode     exclude: listed apps use the uplink",
+        "tunnel   wg0 up 10.64.0.2/32",
+        "uplink   eth0 192.168.50.2/24 via 192.168.50.1",
+        "counters flows=2",
+    ] == invoke("status", "--socket", daemon).stdout.splitlines()
+
+
+def test_the_summary_of_a_host_without_network(monkeypatch):
+    alone = STATUS | {
+        "state": "disabled",
+        "tunnel": {"interface": "wg0", "up": False, "addresses": [], "mtu": None},
+        "uplink": {"interface4": None, "interface6": None, "addresses": [], "gateway4": None, "gateway6": None},
+        "split": {"enabled": False, "mode": "include"},
+        "counters": {},
+    }
+
+    assert [
+        "state    disabled: splitting is off: every app uses the tunnel",
+        "mode     include: listed apps use the tunnel",
+        "tunnel   wg0 down",
+        "uplink   none",
+        "counters all zero",
+    ] == cli.status_lines(alone)
+
+
+def test_flows_as_json_are_a_list(daemon):
+    result = invoke("flows", "--json", "--socket", daemon)
+
+    assert (0, [FLOW, BUSY]) == (result.exit_code, msgspec.json.decode(result.stdout))
+
+
+def test_flows_are_a_table_with_the_busiest_first(daemon):
+    lines = [line.split() for line in invoke("flows", "--socket", daemon).stdout.splitlines()]
+
+    assert ["app", "protocol", "source", "destination", "side", "state", "reason", "out", "in"] == lines[0]
+    assert ["unknown", "tcp", "10.128.0.1:40000", "[2001:db8:100::1]:443", "block"] == lines[1][:5]
+    assert (
+        "/usr/bin/firefox tcp 10.128.0.1:40000 198.51.100.1:443 uplink open rule 1: /usr/bin/firefox 1.2 kB 300 B"
+        == (" ".join(lines[2]))
+    )
+
+
+def test_a_program_cannot_write_on_the_terminal_or_in_its_markup(monkeypatch):
+    evil = FLOW | {"app": {"pid": 1, "exe": "/tmp/\x1b[2J[red]x", "user": "x"}}
+    monkeypatch.setattr(cli, "ask", lambda *_: [evil])
+    shown = invoke("flows").stdout
+
+    assert "\x1b" not in shown
+    assert "/tmp/\\u001b[2J[red]x" in shown
+
+
+def test_a_flow_without_verdict_or_app_is_shown():
+    assert 1 == cli.flows_table([FLOW | {"verdict": None, "reason": None, "app": None}]).row_count
+
+
+@pytest.mark.parametrize("form", ["--json", "plain"])
+def test_watching_goes_on_until_it_is_ended(form, monkeypatch):
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "ask", lambda *_: [FLOW])
+    monkeypatch.setattr("tunsplit.cli.time.sleep", pause)
+    result = invoke("flows", "--watch", *(["--json"] if form == "--json" else []))
+
+    assert 0 == result.exit_code
+    if form == "--json":
+        assert [[FLOW]] * 3 == [msgspec.json.decode(line) for line in result.stdout.splitlines()]
+    else:
+        assert "/usr/bin/firefox" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("octets", "shown"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1.5e6, "1.5 MB"), (2e9, "2.0 GB"), (3e15, "3000.0 TB")],
+)
+def test_sizes(octets, shown):
+    assert shown == cli.size_of(octets)
+
+
+# ---------------------------------------------------------------------------- all
+
+
+def test_every_command_has_help_with_an_example():
+    commands = main.list_commands(click.Context(main))
+
+    assert {"run", "check", "undo", "status", "flows", "lab"} <= set(commands)
+    for command in set(commands) - {"lab"}:
+        result = invoke(command, "--help")
+        assert 0 == result.exit_code
+        assert "Example: " in result.stdout
+
+
+def test_the_lab_has_its_own_commands():
+    result = invoke("lab", "--help")
+
+    assert 0 == result.exit_code
+    assert {"demo", "run", "shell"} <= set(result.stdout.split())
+
+
+def test_the_version_is_the_packages():
+    packaged = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+    assert f"tunsplit, version {__version__}\n" == invoke("--version").stdout
+    assert packaged.get("version", __version__) == __version__
+
+
+def tunsplit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [sys.executable, "-m", "tunsplit", *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--version"], 0),
+        (["run", "-c", "/nowhere/t.toml"], 2),
+        (["status", "--socket", "/nowhere/c.sock"], 5),
+        (["flows", "--json", "--socket", "/nowhere/c.sock"], 5),
+        (["nonsense"], 2),
+        (["lab", "nonsense"], 2),
+    ],
+)
+def test_as_a_process(arguments, code):
+    result = tunsplit(*arguments)
+
+    assert code == result.returncode
+    assert "Traceback" not in result.stderr
+
+
+def test_asking_for_flows_loads_neither_trio_nor_what_the_daemon_needs():
+    code = (
+        "import sys, tunsplit.cli, tunsplit.client, tunsplit.config\n"
+        "print({'trio', 'rich', 'dpkt', 'pytun', 'asyncio', 'logging'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+
+    assert "set()\n" == result.stdout
