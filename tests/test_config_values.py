@@ -203,5 +203,13 @@ def test_refused_by_its_name_and_with_what_is_accepted(key, value):
     assert line.startswith(f"t.toml: {where}")
 
 
+def test_a_list_has_an_end():
+    parse(document("tunnel dns", str(["10.64.0.1"] * 1024)))
+    with pytest.raises(
+        ConfigError, match=r"\[tunnel\] dns: found 1025 items, expected a list of addresses, at most 1024"
+    ):
+        parse(document("tunnel dns", str(["10.64.0.1"] * 1025)))
+
+
 def test_no_key_is_left_out_here():
     assert {f"{name} {key}" for name, section in SECTIONS.items() for key in readers(section)} == set(KEYS)

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel import features
 from tunsplit.kernel.features import Probe, probe
+
+REPOSITORY = Path(__file__).parent.parent.parent
 
 
 def works() -> None:
@@ -139,3 +143,27 @@ def test_a_container_has_no_kthreadd(monkeypatch):
 
     with pytest.raises(PermissionError):
         features.initial_network()
+
+
+UNPRIVILEGED = """
+import ctypes, os
+from tunsplit.errors import KernelError
+from tunsplit.kernel import features
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: as a process is that was never root
+try:
+    found = features.probe()
+except KernelError as error:
+    print(error)
+else:
+    print([feature.name for feature in found if feature.required and feature.complaint and not feature.denied])
+"""
+
+
+@pytest.mark.netns
+def test_without_root_a_user_namespace_is_tried():
+    tried = subprocess.run(
+        [sys.executable, "-c", UNPRIVILEGED], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+
+    assert "[]\n" == tried or "could not be tried in a network namespace of their own" in tried

@@ -32,6 +32,9 @@ ABSENT = "tunsplit-no-such-group"
 SYSTEM_CALLS = {"x86_64": (116, 119, 117), "aarch64": (159, 149, 147)}
 
 
+PR_SET_DUMPABLE = 4
+
+
 def as_user(uid: int, groups: list[int], work: Callable[[], object]) -> object:
     """Do some work in a thread that is another user and stays one until it ends."""
     outcome: list[object] = []
@@ -55,6 +58,7 @@ def as_user(uid: int, groups: list[int], work: Callable[[], object]) -> object:
     thread = threading.Thread(target=body)
     thread.start()
     thread.join()
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # changed for all threads (kernel/cred.c, commit_creds)
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
@@ -333,6 +337,14 @@ async def test_members_of_the_group_see_what_is_theirs(path):
 
 
 @pytest.mark.netns
+async def test_a_member_of_more_groups_than_can_be_asked_for_is_a_stranger(path, file):
+    async with serving(path, GROUP):
+        file.chmod(0o666)
+        with pytest.raises(PermissionMissing, match="permission denied"):
+            await ask_as(NOBODY, [1, *range(1000, 1300)], path, "mine")
+
+
+@pytest.mark.netns
 async def test_members_cannot_lock_root_out(path):
     def connect() -> list[socket.socket]:
         clients = []
@@ -432,3 +444,39 @@ async def test_a_daemon_that_is_silent_is_not_waited_for_for_ever(path, file, mo
         silent.listen()
         with pytest.raises(TunsplitError, match="was silent for"):
             call(path, "who")
+
+
+def answered_with(file: Path, reply: bytes) -> str:
+    """What a client says of a daemon that answers with these bytes and closes."""
+    file.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(file))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(TunsplitError) as caught:
+            call(str(file), "who")
+        thread.join()
+    assert TunsplitError is caught.type
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("reply", [b"", b"{", b"[]\n", b'{"result', b'{"error": 1}\n', b"\xff\n"])
+def test_an_answer_that_is_none_is_an_error(file, reply):
+    assert answered_with(file, reply).endswith("broke off in the middle of its answer")
+
+
+def test_an_unknown_kind_of_error_is_an_error(file):
+    assert "strange" == answered_with(file, b'{"error": "strange", "exit_code": 77}\n')
+
+
+def test_a_path_that_cannot_be_a_socket_is_an_error():
+    with pytest.raises(TunsplitError, match="failed: AF_UNIX path too long"):
+        call("/tmp/" + "x" * 200, "who")

@@ -12,17 +12,21 @@ WORKING = {
     "split": {"enabled", "mode", "unattributed", "ambiguous", "hold", "protocols"},
     "app": {"path", "inherit"},
     "dns": set[str](),
-    "lan": {"allow"},
+    "lan": {"allow", "routes", "discovery"},
     "firewall": {"enabled"},
     "control": {"socket", "group"},
     "log": {"level", "format"},
 }
+# A value that says what happens anyway.
+ALREADY_SO = {("split", "forwarded"): "block"}
 # What follows where that is not plain, above all for who would rely on it.
 MEANWHILE = {
     "app name": "a rule with it never matches",
     "app cmdline": "a rule with it never matches",
     "app user": "a rule with it never matches",
     "app cgroup": "a rule with it never matches",
+    "tunnel dns": "questions are split like any other flow",
+    "tunnel client": "its processes are judged like any other",
     "firewall on_stop": 'SIGTERM opens the way, as with "open"',
     "split forwarded": "forwarded packets are refused",
     "split kernel": "the kernel's own sockets are unattributed",
@@ -38,10 +42,9 @@ def unsupported(config: Config) -> list[str]:
         for number, table in enumerate(tables, 1):
             where = f"[[app]] #{number}" if section == "app" else f"[{section}]"
             for field in msgspec.structs.fields(table):
-                if field.name in WORKING[section] or getattr(table, field.name) == field.default:
+                silent = (field.default, ALREADY_SO.get((section, field.name), field.default))
+                if field.name in WORKING[section] or getattr(table, field.name) in silent:
                     continue
-                if (section, getattr(table, field.name)) == ("split", "block") and field.name == "forwarded":
-                    continue  # what happens to them anyway
                 meanwhile = MEANWHILE.get(f"{section} {field.name}", MEANWHILE.get(section))
                 sentence = f"{where} {field.name} is accepted but has no effect yet"
                 sentences.append(f"{sentence}: {meanwhile}" if meanwhile else sentence)
