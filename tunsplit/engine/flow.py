@@ -68,9 +68,10 @@ class App:
 class Rewrite:
     """One direction of a flow, worked out when it opens: what to write where. Plain data, but for its counters.
 
-    `four_tuple` replaces bytes `at` to `end`; the deltas are subtracted from the checksums of the IP
-    header and of the transport (at `check_at`). Packets of less than `shortest` bytes are none of this flow. `device` and `next_hop` say where the packet goes then;
-    both are opaque here. A delta of 0 leaves a checksum alone.
+    `four_tuple` replaces bytes `at` to `end`. Finished checksums, of the IP header and of the transport (at
+    `check_at`), fall by `ip_delta` and `transport_delta`; an unfinished one covers the addresses but not the
+    ports, and rises by `pseudo_delta`. Packets of less than `shortest` bytes are none of this flow's. `device`
+    and `next_hop` say where the packet goes then; both are opaque here.
     """
 
     flow: "Flow"
@@ -81,6 +82,7 @@ class Rewrite:
     shortest: int
     ip_delta: int
     transport_delta: int
+    pseudo_delta: int
     device: object
     next_hop: object
     last_seen: float = 0.0

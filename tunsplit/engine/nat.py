@@ -31,6 +31,8 @@ from tunsplit.wire.ip import (
     NO_OPTIONS,
     TCP,
     UDP,
+    pack_ipv4,
+    pack_ipv6,
     pack_u16,
     unpack_ipv4,
     unpack_ipv6,
@@ -43,7 +45,6 @@ CONTROL = FIN | SYN | RST
 PORT_POOLS = {TCP: "tcp", UDP: "udp", ICMP: "echo", ICMPV6: "echo"}  # others are translated by address alone
 MOST_FLOWS = 131_072
 _SHORTEST = {TCP: 20, UDP: 8}  # bytes of the transport header
-_NO_PORTS = bytes(4)
 
 
 def reversed_key(key: bytes) -> bytes:
@@ -89,21 +90,22 @@ class Direction:
         """Rewrite the packet in place; None means that it needs the slow path and is as it was.
 
         `finished` is False where the transport's checksum field holds only the pseudo-header's sum
-        (VIRTIO_NET_HDR_F_NEEDS_CSUM): that one rises with the addresses, a finished checksum falls.
+        (VIRTIO_NET_HDR_F_NEEDS_CSUM): that one rises with the addresses, a finished checksum falls with
+        addresses and ports.
         """
-        first = packet[0]
-        if first == NO_OPTIONS:
-            length, fragment, protocol, four_tuple = unpack_ipv4(packet)
+        header_check = -1
+        if packet[0] == NO_OPTIONS:
+            length, fragment, protocol, header_check, four_tuple = unpack_ipv4(packet)
             # `packet` is reused: past `size` lie the previous packet's bytes, not an error.
             if length != size or fragment & FRAGMENT:
                 return None
-        elif first >> 4 == 6:
+        elif packet[0] >> 4 == 6:
             length, protocol, four_tuple = unpack_ipv6(packet)
             if length + 40 != size:
                 return None
         else:
             return None
-        rewrite = self._fast[protocol].get(four_tuple)
+        rewrite: Rewrite | None = self._fast[protocol].get(four_tuple)
         if rewrite is None or size < rewrite.shortest:
             return None
         at = rewrite.check_at
@@ -112,15 +114,15 @@ class Direction:
             flags = packet[at - 3]
             if flags & CONTROL and not self.control(rewrite, flags):
                 return None
-            delta = rewrite.transport_delta
-            pack_u16(packet, at, (check - delta if finished else check + delta) % 0xFFFF)
+            check += -rewrite.transport_delta if finished else rewrite.pseudo_delta
+            pack_u16(packet, at, check % 0xFFFF)
         elif check or not finished:  # UDP: 0 means "none" (RFC 768), so a computed 0 goes out as 0xFFFF
-            delta = rewrite.transport_delta
-            pack_u16(packet, at, (check - delta if finished else check + delta) % 0xFFFF or 0xFFFF)
-        packet[rewrite.at : rewrite.end] = rewrite.four_tuple
-        if rewrite.ip_delta:
-            (check,) = unpack_u16(packet, 10)
-            pack_u16(packet, 10, (check - rewrite.ip_delta) % 0xFFFF)
+            check += -rewrite.transport_delta if finished else rewrite.pseudo_delta
+            pack_u16(packet, at, check % 0xFFFF or 0xFFFF)
+        if header_check < 0:
+            pack_ipv6(packet, 8, rewrite.four_tuple)
+        else:
+            pack_ipv4(packet, 10, (header_check - rewrite.ip_delta) % 0xFFFF, rewrite.four_tuple)
         rewrite.last_seen = now
         rewrite.packets += 1
         rewrite.octets += size
@@ -183,7 +185,7 @@ class Nat:
         self._inbound.pop(device, None)
 
     def mapped_port(self, protocol: int, key: bytes, way: Way) -> int | None:
-        """The outside port that this inside address and port has already, if it may be used towards this destination too."""
+        """The outside port that this inside address and port has already, if it is free towards this destination."""
         port = self._mappings.get(self._mapping(protocol, key, way))
         if port is not None and self.is_free(protocol, key, way, port):
             return port
@@ -191,7 +193,7 @@ class Nat:
 
     def is_free(self, protocol: int, key: bytes, way: Way, port: int) -> bool:
         """Whether no other flow has the reply four-tuple that this port would give."""
-        outside = self._outside(protocol, key, way.source, port)
+        outside = self._outside(key, way.source, port)
         return self.inbound(way.device).find(protocol, reversed_key(outside)) is None
 
     def has_room(self, now: float) -> bool:
@@ -230,7 +232,7 @@ class Nat:
         `port` is the outside port or echo identifier, drawn from the protocol's pool or `mapped_port`; None
         for protocols without. The caller has asked `is_free` and `has_room`.
         """
-        outside = self._outside(protocol, key, way.source, port)
+        outside = self._outside(key, way.source, port)
         flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, cookie)
         inbound = self.inbound(way.device)
         reply_key = reversed_key(outside)
@@ -299,7 +301,9 @@ class Nat:
 
     def statistics(self) -> dict[str, int]:
         """Sizes of everything that grows, and counters."""
-        ports = {f"ports_{name}_{place}": n for name, pool in self.pools.items() for place, n in pool.statistics().items()}
+        ports = {
+            f"ports_{name}_{place}": n for name, pool in self.pools.items() for place, n in pool.statistics().items()
+        }
         return {"flows": len(self._flows), "mappings": len(self._mappings), **ports, **self.counters}
 
     def _enter(self, flow: Flow, now: float) -> None:
@@ -316,7 +320,7 @@ class Nat:
         if pool_name is None:
             return
         port = int.from_bytes(flow.outside[-4:-2], "big")
-        way = Way(flow.side, flow.original.device, None, source_of(flow.outside))  # type: ignore[arg-type]  # opaque in a Rewrite, hashable in a Way
+        way = Way(flow.side, flow.original.device, None, source_of(flow.outside))
         mapping = self._mapping(flow.protocol, flow.key, way)
         if self._mappings.get(mapping) == port:
             self._mapping_uses[mapping] -= 1
@@ -332,7 +336,7 @@ class Nat:
         return PORT_POOLS[protocol] + str(protocol), way.device, way.source, source_of(key), key[-4:-2]
 
     @staticmethod
-    def _outside(protocol: int, key: bytes, source: bytes, port: int | None) -> bytes:
+    def _outside(key: bytes, source: bytes, port: int | None) -> bytes:
         ports = key[-4:] if port is None else port.to_bytes(2, "big") + key[-2:]
         return source + destination_of(key) + ports
 
@@ -351,6 +355,7 @@ def _rewrite(flow: Flow, old: bytes, new: bytes, way: Way, now: float) -> Rewrit
         ip_delta=addresses if len(old) == 12 else 0,
         # ICMP's checksum has no pseudo-header (RFC 792): only the identifier moves it.
         transport_delta=ports if flow.protocol == ICMP else (addresses + ports) % 0xFFFF,
+        pseudo_delta=0 if flow.protocol == ICMP else addresses,
         device=way.device,
         next_hop=way.next_hop,
         last_seen=now,

@@ -80,7 +80,12 @@ class PortPool:
 
     def statistics(self) -> dict[str, int]:
         """How many ports are where."""
-        return {"free": len(self._free), "reserved": len(self._reserved), "live": len(self._live), "resting": len(self._resting)}
+        return {
+            "free": len(self._free),
+            "reserved": len(self._reserved),
+            "live": len(self._live),
+            "resting": len(self._resting),
+        }
 
     def _take(self, ports: list[int]) -> int:
         at = self._randbelow(len(ports))

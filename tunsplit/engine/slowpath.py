@@ -38,7 +38,14 @@ from tunsplit.wire.ip import (
 )
 
 WITH_PORTS = frozenset((TCP, UDP))
-_SHORTEST = {TCP: 20, UDP: 8, ICMP: 8, ICMPV6: 8, DCCP: 12, UDPLITE: 8}  # bytes of transport that a first fragment has to have
+_SHORTEST = {
+    TCP: 20,
+    UDP: 8,
+    ICMP: 8,
+    ICMPV6: 8,
+    DCCP: 12,
+    UDPLITE: 8,
+}  # bytes of transport that a first fragment has to have
 _NO_PORTS = bytes(4)
 
 
@@ -108,6 +115,18 @@ class SlowPath:
             headers.protocol == TCP and not self._direction.control(rewrite, packet[headers.transport + 13])
         ):
             return Unknown(headers.protocol, key, headers, vnet_header, packet)
+        return self._pass(rewrite, headers, vnet_header, packet, now)
+
+    def pass_on(self, unknown: Unknown, rewrite: Rewrite, now: float) -> list[Ready]:
+        """Rewrite a packet whose flow has been opened since, and whatever fragments it sets free."""
+        return self._pass(rewrite, unknown.headers, unknown.vnet, unknown.packet, now)
+
+    def refuse_fragments(self, unknown: Unknown) -> None:
+        """The packet was refused: so is the rest of its datagram."""
+        if unknown.headers.identification is not None:
+            self._counters["fragments_refused"] += self.fragments.refuse(unknown.headers)
+
+    def _pass(self, rewrite: Rewrite, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready]:
         ready = [self._rewrite(rewrite, headers, vnet_header, packet, now)]
         if headers.identification is not None:
             for held_vnet, held in self.fragments.first(headers, rewrite, now):
@@ -123,7 +142,9 @@ class SlowPath:
         rewrite.octets += len(packet)
         return ready
 
-    def _translate_error(self, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready] | Unknown:
+    def _translate_error(
+        self, headers: Headers, vnet_header: bytes, packet: bytes, now: float
+    ) -> list[Ready] | Unknown:
         at, inner = icmp.embedded_untrusted(packet, headers)
         quoted = packet[at:]
         key = flow_key(quoted, inner, turned_round=True)
@@ -173,7 +194,9 @@ def _write(packet: bytearray, headers: Headers, rewrite: Rewrite, *, finished: b
         (check,) = unpack_u16(packet, 10)
         pack_u16(packet, 10, (check - rewrite.ip_delta) % 0xFFFF)
     if headers.has_transport:
-        _write_transport(packet, headers.transport, headers, rewrite.four_tuple[-4:], rewrite.transport_delta, finished=finished)
+        change = -rewrite.transport_delta if finished else rewrite.pseudo_delta
+        keeps_none = finished and headers.protocol == UDP
+        _write_transport(packet, headers.transport, headers, rewrite.four_tuple[-4:], change, keeps_none=keeps_none)
 
 
 def _write_quoted(error: bytearray, at: int, inner: Headers, rewrite: Rewrite) -> None:
@@ -184,13 +207,16 @@ def _write_quoted(error: bytearray, at: int, inner: Headers, rewrite: Rewrite) -
     if inner.version == 4:
         (check,) = unpack_u16(quoted, 10)
         pack_u16(quoted, 10, (check - rewrite.ip_delta) % 0xFFFF)
-    _write_transport(quoted, inner.transport, inner, four_tuple[-4:], rewrite.transport_delta, finished=True)
+    _write_transport(
+        quoted, inner.transport, inner, four_tuple[-4:], -rewrite.transport_delta, keeps_none=inner.protocol == UDP
+    )
     error[at:] = quoted
 
 
 def _write_transport(
-    packet: bytearray, at: int, headers: Headers, ports: bytes, delta: int, *, finished: bool
+    packet: bytearray, at: int, headers: Headers, ports: bytes, change: int, *, keeps_none: bool
 ) -> None:
+    """Write the ports, or the identifier, and add `change` to the checksum; `keeps_none`: where 0 means "none"."""
     if headers.protocol in WITH_PORTS:
         packet[at : at + 4] = ports
     elif headers.protocol in icmp.ECHO_REQUEST:
@@ -199,8 +225,7 @@ def _write_transport(
     if check_at is None or at + check_at + 2 > len(packet):
         return  # a quoted packet may end before its checksum
     (check,) = unpack_u16(packet, at + check_at)
-    none_is_zero = headers.protocol == UDP
-    if none_is_zero and finished and not check:
+    if keeps_none and not check:
         return
-    value = (check - delta if finished else check + delta) % 0xFFFF
-    pack_u16(packet, at + check_at, value or 0xFFFF if none_is_zero else value)
+    value = (check + change) % 0xFFFF
+    pack_u16(packet, at + check_at, value or 0xFFFF if headers.protocol == UDP else value)

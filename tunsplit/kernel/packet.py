@@ -129,7 +129,9 @@ class PacketStatistics:
 class PacketSocket:
     """A packet socket on one device, with virtio-net headers and the filter for what may be ours."""
 
-    def __init__(self, device: str, *, ethernet: bool, first_port: int, protocols: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, device: str, *, ethernet: bool, first_port: int, protocols: frozenset[int] = frozenset()
+    ) -> None:
         """Open and bind.
 
         Raises:
@@ -160,7 +162,7 @@ class PacketSocket:
         self._recv_into = self._socket.recv_into
 
     def _attach(self, program: bytes) -> None:
-        import ctypes  # noqa: PLC0415  # only here: a pointer to the program has to be handed over
+        import ctypes  # only here: a pointer to the program has to be handed over
 
         buffer = ctypes.create_string_buffer(program)
         self._socket.setsockopt(
@@ -198,9 +200,13 @@ class PacketSocket:
     def __enter__(self) -> "PacketSocket":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 # What a send can fail with that concerns this packet, or this moment, only.
-TRANSIENT = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ENETDOWN, errno.EINVAL, errno.EMSGSIZE, errno.EPERM))
+TRANSIENT = frozenset(
+    (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ENETDOWN, errno.EINVAL, errno.EMSGSIZE, errno.EPERM)
+)

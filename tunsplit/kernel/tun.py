@@ -54,7 +54,7 @@ class Tun:
             self._device = pytun.TunTapDevice(name=name, flags=pytun.IFF_TUN | pytun.IFF_NO_PI | IFF_VNET_HDR)
         except (pytun.Error, OSError) as error:
             raise _explained(name, error) from error
-        self._fd = self._device.fileno()
+        self._fd: int = self._device.fileno()
         os.set_blocking(self._fd, False)
         os.set_inheritable(self._fd, False)
         fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.SIZE))
@@ -103,7 +103,9 @@ class Tun:
     def __enter__(self) -> "Tun":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -114,5 +116,7 @@ def _explained(name: str, error: Exception) -> Exception:
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return KernelError("no /dev/net/tun: load the kernel's module with `modprobe tun`")
     if number == errno.EBUSY:
-        return KernelError(f"an interface called {name} exists already: stop the program that owns it, or set another [tun] name")
+        return KernelError(
+            f"an interface called {name} exists already: stop the program that owns it, or set another [tun] name"
+        )
     return KernelError(f"creating {name}: {error}")

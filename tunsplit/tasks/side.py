@@ -20,6 +20,9 @@ ETHERNET = 14  # bytes of an Ethernet header
 HEADROOM = vnet.SIZE + ETHERNET  # where the IP packet starts in a frame buffer
 FRAME = HEADROOM + 65536
 MOST_WAITING = 64  # packets a next hop
+MOST_NEXT_HOPS = 1024
+MOST_KNOWN = 8192  # neighbours; the kernel keeps 1024 of each family (gc_thresh3)
+MOST_HDR_LEN = 0xFFFF - ETHERNET
 _ETHERTYPE = {4: b"\x08\x00", 6: b"\x86\xdd"}
 
 
@@ -62,19 +65,30 @@ class SideDevice:
         self._too_big = too_big
         self._unreachable = unreachable
         self._next_hops: dict[IPv4Address | IPv6Address, NextHop] = {}
+        self._known: dict[IPv4Address | IPv6Address, bytes] = {}  # what the kernel's table says now
         self.send = self._send_ethernet if socket.ethernet else self._send_plain
 
     def next_hop(self, address: IPv4Address | IPv6Address) -> NextHop:
-        """The next hop with this address; the kernel starts to look for it at once."""
+        """The next hop with this address; the kernel starts to look for it, or to confirm it, at once."""
         next_hop = self._next_hops.get(address)
         if next_hop is None:
+            if len(self._next_hops) >= MOST_NEXT_HOPS:
+                self._next_hops = {key: one for key, one in self._next_hops.items() if one.waiting}
             next_hop = self._next_hops[address] = NextHop(address, None if self._ethernet else b"")
             if self._ethernet:
+                if (mac := self._known.get(address)) is not None:
+                    next_hop.ethernet = self._header(address, mac)
                 self._resolve(self.link.index, address)
         return next_hop
 
+    def confirm(self) -> None:
+        """Have the kernel confirm who we send to: it sees none of our frames, so it would never ask by itself."""
+        if self._ethernet:
+            for address in self._next_hops:
+                self._resolve(self.link.index, address)
+
     def _send_ethernet(self, frame: memoryview, size: int, rewrite: Rewrite) -> None:
-        """Send the packet at HEADROOM in `frame`, its virtio header at 0. What is in front of the packet is overwritten."""
+        """Send the packet at HEADROOM in `frame`, its virtio header at 0; what is in front of it is overwritten."""
         next_hop: NextHop = rewrite.next_hop  # type: ignore[assignment]  # opaque to the engine
         if self.narrow and size > self.mtu and not self._fits(frame, size):
             self._too_big(rewrite, bytes(frame[HEADROOM : HEADROOM + size]), self.mtu)
@@ -85,7 +99,14 @@ class SideDevice:
         flags, gso_type, header_length, gso_size, checksum_start, checksum_offset = vnet.unpack(frame)
         if flags & vnet.NEEDS_CSUM or gso_type:
             vnet.pack(
-                frame, 0, flags, gso_type, header_length + ETHERNET, gso_size, checksum_start + ETHERNET, checksum_offset
+                frame,
+                0,
+                flags,
+                gso_type,
+                min(header_length, MOST_HDR_LEN) + ETHERNET,
+                gso_size,
+                checksum_start + ETHERNET,
+                checksum_offset,
             )
         frame[vnet.SIZE : HEADROOM] = ethernet
         try:
@@ -111,7 +132,7 @@ class SideDevice:
         # The kernel does not compare gso_size with the MTU: oversize segments would leave, and vanish on the way.
         is_tcp = checksum_offset == 16
         transport = (frame[HEADROOM + checksum_start + 12] >> 4) * 4 if is_tcp else 8
-        return checksum_start + transport + gso_size <= self.mtu
+        return bool(checksum_start + transport + gso_size <= self.mtu)
 
     def _wait(self, frame: memoryview, size: int, rewrite: Rewrite, next_hop: NextHop) -> None:
         if len(next_hop.waiting) >= MOST_WAITING:
@@ -122,21 +143,34 @@ class SideDevice:
         next_hop.waiting.append((rewrite, bytes(frame[: HEADROOM + size])))
 
     def neighbour_changed(self, neighbour: Neighbour) -> None:
-        """The kernel's neighbour table says something new; only what some flow waits for, or goes to, matters."""
-        next_hop = self._next_hops.get(neighbour.address)
-        if next_hop is None:
-            return
-        if neighbour.mac is not None and self.link.mac is not None and neighbour.is_usable:
-            next_hop.ethernet = neighbour.mac + self.link.mac + _ETHERTYPE[neighbour.address.version]
-            waiting, next_hop.waiting = next_hop.waiting, []
-            for rewrite, frame in waiting:
-                self.send(memoryview(bytearray(frame)), len(frame) - HEADROOM, rewrite)
-        elif neighbour.is_failed:
-            next_hop.ethernet = None
-            waiting, next_hop.waiting = next_hop.waiting, []
-            for rewrite, frame in waiting:
-                self.counters["neighbour_failed"] += 1
-                self._unreachable(rewrite, frame[HEADROOM:])
+        """The kernel's neighbour table says something new."""
+        address = neighbour.address
+        next_hop = self._next_hops.get(address)
+        if neighbour.usable and neighbour.mac is not None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[address] = neighbour.mac
+            if next_hop is not None:
+                next_hop.ethernet = self._header(address, neighbour.mac)
+                waiting, next_hop.waiting = next_hop.waiting, []
+                for rewrite, frame in waiting:
+                    self.send(memoryview(bytearray(frame)), len(frame) - HEADROOM, rewrite)
+        elif neighbour.failed:
+            self._known.pop(address, None)
+            if next_hop is not None:
+                next_hop.ethernet = None
+                waiting, next_hop.waiting = next_hop.waiting, []
+                for rewrite, frame in waiting:
+                    self.counters["neighbour_failed"] += 1
+                    self._unreachable(rewrite, frame[HEADROOM:])
+
+    def close(self) -> None:
+        """Close the socket; what waits for a neighbour is dropped."""
+        self.socket.close()
+
+    def _header(self, address: IPv4Address | IPv6Address, mac: bytes) -> bytes:
+        assert self.link.mac is not None
+        return mac + self.link.mac + _ETHERTYPE[address.version]
 
     def statistics(self) -> dict[str, int]:
         """What was sent in vain, and what came in."""

@@ -1,124 +1,114 @@
-"""The source of attribution that every host has: the kernel's socket tables, then /proc.
+"""The source of attribution that is always there: the socket that fits the packet, and who holds it.
 
-Both calls are synchronous; `search` gives way by yielding. A flow is looked up once more when its search
-ends: a four-tuple may have changed hands while we looked for its holder.
+A packet from outside a socket of this network namespace has no owner here. Every socket that could have
+sent the packet counts: UDP sockets that share a port, and for echo and the other protocols the raw ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tunsplit.engine.attribution import Attribution, Certainty, Lineage, Owner
+from tunsplit.engine.nat import destination_of, source_of
+from tunsplit.kernel import procnet
 from tunsplit.kernel.procfs import Holder, Processes
-from tunsplit.kernel.procnet import find_ping, find_raw
-from tunsplit.kernel.sockdiag import LISTEN, SockDiag
+from tunsplit.kernel.sockdiag import LISTEN, SockDiag, Socket
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
-RAW = 255  # IPPROTO_RAW: writes headers of any protocol
+NO_SOCKET = Attribution("no socket", None)
 
 
 @dataclass(frozen=True, slots=True)
-class Sockets:
-    """Every socket that may have sent a flow: (inode, cgroup id) of each."""
-
+class _Found:
     how: str
-    inodes: tuple[tuple[int, int | None], ...]
+    inodes: tuple[int, ...]
+    cgroup_id: int | None = None
     cookie: bytes | None = None
-    accepted: bool = True  # False: these are listeners, the connection is not yet anybody's
+    listening: bool = False
 
 
 class SocketSource:
-    """Attributes by who holds the socket now. Implements engine.attribution.Source."""
+    """Asks sock_diag and /proc/net for the sockets, and /proc for their holders."""
 
-    def __init__(self, sockets: SockDiag, processes: Processes) -> None:
-        self._sockets = sockets
+    def __init__(self, diag: SockDiag, processes: Processes) -> None:
+        self._diag = diag
         self._processes = processes
 
     def attribute(self, protocol: int, four_tuple: bytes) -> Attribution | None:
-        """Answer from what is known of the last flows' owners; None when it takes a search.
-
-        Raises:
-            KernelError: an organ of judgement fails; judge nothing by it.
-        """
-        sockets = self._find(protocol, four_tuple)
-        if sockets is None:
-            return None
+        """Answer at once if every socket's holder is known from before."""
+        found = self._find(protocol, four_tuple)
+        if not found.inodes:
+            return NO_SOCKET if found.cookie is None else Attribution(found.how, None, found.cookie)
         holders = []
-        for inode, _ in sockets.inodes:
+        for inode in found.inodes:
             holder = self._processes.recheck(inode)
             if holder is None:
                 return None
             holders.append(holder)
-        return self._attribution(sockets, holders, unheld=0)
+        return self._answer(found, holders)
 
     def search(self, protocol: int, four_tuple: bytes) -> Iterator[Attribution | None]:
-        """Look through all processes, every holder counts; no answer when there is no socket.
+        """Look through all processes; None now and then, so that others get their turn."""
+        found = self._find(protocol, four_tuple)
+        holders: list[Holder] = []
+        for inode in found.inodes:
+            for holder in self._processes.find_holders(inode, found.cgroup_id):
+                if holder is None:
+                    yield None
+                else:
+                    holders.append(holder)
+        yield self._answer(found, holders)
 
-        Raises:
-            KernelError: an organ of judgement fails; judge nothing by it.
-        """
-        sockets = self._find(protocol, four_tuple)
-        while sockets is not None:
-            holders: list[Holder] = []
-            unheld = 0
-            for inode, cgroup_id in sockets.inodes:
-                before = len(holders)
-                for holder in self._processes.find_holders(inode, cgroup_id):
-                    if holder is None:
-                        yield None
-                    else:
-                        holders.append(holder)
-                unheld += len(holders) == before
-            now = self._find(protocol, four_tuple)
-            if now == sockets:
-                yield self._attribution(sockets, holders, unheld)
-                return
-            sockets = now
-            yield None
+    def cookie(self, protocol: int, four_tuple: bytes) -> bytes | None:
+        """The cookie of the socket that sends this flow now; None where there is none, or no way to tell."""
+        if protocol not in (TCP, UDP):
+            return None
+        socket = self._diag.find(protocol, four_tuple)
+        return socket.cookie if socket else None
 
-    def _find(self, protocol: int, four_tuple: bytes) -> Sockets | None:
+    def _find(self, protocol: int, four_tuple: bytes) -> _Found:
+        source, destination = source_of(four_tuple), destination_of(four_tuple)
+        version = 4 if len(source) == 4 else 6
         if protocol == TCP:
             return self._find_tcp(four_tuple)
         if protocol == UDP:
-            found = self._sockets.find_all(four_tuple)
-            if not found:
-                return None
-            cookie = found[0].cookie if len(found) == 1 else None
-            return Sockets("socket", tuple([(one.inode, one.cgroup_id) for one in found]), cookie)
-        return _find_others(protocol, four_tuple)
+            sockets = self._diag.find_all(four_tuple)
+            raw = procnet.find_raw(version, protocol, source, destination)
+            return _found_sockets("udp socket", sockets, raw)
+        raw = procnet.find_raw(version, protocol, source, destination)
+        if protocol in (ICMP, ICMPV6):
+            ping = procnet.find_ping(version, int.from_bytes(four_tuple[-4:-2], "big"), source)
+            return _Found("ping socket" if ping else "raw socket", _inodes([*ping, *raw]))
+        return _Found("raw socket", _inodes(raw))
 
-    def _find_tcp(self, four_tuple: bytes) -> Sockets | None:
-        found = self._sockets.find(TCP, four_tuple)
-        if found is None:
-            return None
-        if found.inode:
-            inodes = ((found.inode, found.cgroup_id),)
-            accepted = found.state != LISTEN
-            return Sockets("socket" if accepted else "listener", inodes, found.cookie, accepted)
-        listener = self._sockets.find_listener(four_tuple)
-        if listener is None:
-            return Sockets("socket", (), found.cookie)
-        return Sockets("listener", ((listener.inode, listener.cgroup_id),), found.cookie, accepted=False)
+    def _find_tcp(self, four_tuple: bytes) -> _Found:
+        socket = self._diag.find(TCP, four_tuple)
+        if socket is not None and socket.state != LISTEN and socket.inode:
+            return _Found("tcp socket", (socket.inode,), socket.cgroup_id, socket.cookie)
+        # Not accepted yet, or nobody's: what a listener has set going will be its holder's.
+        listener = self._diag.find_listener(four_tuple)
+        if listener is not None and listener.inode:
+            return _Found("tcp listener", (listener.inode,), listener.cgroup_id, listener.cookie, listening=True)
+        return _Found("tcp socket without a holder", (), cookie=socket.cookie if socket else None)
 
-    def _attribution(self, sockets: Sockets, holders: list[Holder], unheld: int) -> Attribution:
-        if not holders:
-            return Attribution(sockets.how, None, sockets.cookie)
-        lineages = tuple([Lineage(process, self._processes.ancestors(process)) for process, _ in holders])
-        if unheld:
-            certainty = Certainty.AMBIGUOUS
-        elif len(lineages) > 1:
-            certainty = Certainty.SHARED
-        elif not sockets.accepted:
+    def _answer(self, found: _Found, holders: Iterable[Holder]) -> Attribution:
+        processes = {(holder.process.pid, holder.process.start_time): holder.process for holder in holders}
+        if not processes:
+            return Attribution(found.how if found.inodes or found.cookie else NO_SOCKET.how, None, found.cookie)
+        lineages = tuple(Lineage(process, self._processes.ancestors(process)) for process in processes.values())
+        if found.listening:
             certainty = Certainty.INHERITED
+        elif len(processes) > 1 or len(found.inodes) > 1:
+            certainty = Certainty.SHARED
         else:
             certainty = Certainty.EXACT
-        return Attribution(sockets.how, Owner(lineages, certainty), sockets.cookie)
+        return Attribution(found.how, Owner(lineages, certainty), found.cookie)
 
 
-def _find_others(protocol: int, four_tuple: bytes) -> Sockets | None:
-    size = (len(four_tuple) - 4) // 2
-    version = 4 if size == 4 else 6
-    source, destination = four_tuple[:size], four_tuple[size : 2 * size]
-    if protocol in (ICMP, ICMPV6) and (found := find_ping(version, int.from_bytes(four_tuple[-4:-2]), source)):
-        return Sockets("ping socket", tuple([(row.inode, None) for row in found]))
-    raw = find_raw(version, protocol, source, destination) or find_raw(version, RAW, source, destination)
-    return Sockets("raw socket", tuple([(row.inode, None) for row in raw])) if raw else None
+def _found_sockets(how: str, sockets: list[Socket], raw: list[procnet.TableSocket]) -> _Found:
+    inodes = tuple(dict.fromkeys((*(socket.inode for socket in sockets if socket.inode), *_inodes(raw))))
+    only = sockets[0] if len(sockets) == 1 else None
+    return _Found(how, inodes, only.cgroup_id if only else None, only.cookie if only else None)
+
+
+def _inodes(rows: list[procnet.TableSocket]) -> tuple[int, ...]:
+    return tuple(row.inode for row in rows if row.inode)

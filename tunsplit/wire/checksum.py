@@ -18,7 +18,7 @@ def checksum_delta(old: bytes, new: bytes) -> int:
 
 
 def pseudo_header(addresses: bytes, protocol: int, length: int) -> bytes:
-    """The pseudo-header of RFC 9293 §3.1 or RFC 8200 §8.1 (`addresses`: 8 or 32 bytes), for `length` bytes of payload."""
+    """The pseudo-header of RFC 9293 §3.1 or RFC 8200 §8.1; `addresses`: 8 or 32 bytes, `length`: of the payload."""
     if len(addresses) == 8:
         return addresses + bytes((0, protocol)) + length.to_bytes(2, "big")
     return addresses + length.to_bytes(4, "big") + bytes((0, 0, 0, protocol))

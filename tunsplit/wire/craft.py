@@ -6,7 +6,17 @@ invented but the sender of an ICMP error.
 
 from tunsplit.wire import icmp
 from tunsplit.wire.checksum import internet_checksum, pseudo_header
-from tunsplit.wire.ip import DONT_FRAGMENT, ICMP, ICMPV6, NO_OPTIONS, TCP, Headers, pack_u16, set_header_checksum, unpack_u32
+from tunsplit.wire.ip import (
+    DONT_FRAGMENT,
+    ICMP,
+    ICMPV6,
+    NO_OPTIONS,
+    TCP,
+    Headers,
+    pack_u16,
+    set_header_checksum,
+    unpack_u32,
+)
 
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 _HOP_LIMIT = 64
@@ -61,7 +71,10 @@ def icmp_error(
         return None
     if headers.protocol in icmp.ERRORS:
         at = headers.transport
-        if at >= headers.size or packet[at] not in (icmp.ECHO_REQUEST[headers.protocol], icmp.ECHO_REPLY[headers.protocol]):
+        if at >= headers.size or packet[at] not in (
+            icmp.ECHO_REQUEST[headers.protocol],
+            icmp.ECHO_REPLY[headers.protocol],
+        ):
             return None
     quoted = bytes(packet[: min(headers.size, _MOST_QUOTED[headers.version])])
     message = bytearray((icmp_type, code, 0, 0)) + mtu.to_bytes(4, "big") + quoted

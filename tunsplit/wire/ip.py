@@ -13,10 +13,14 @@ from dataclasses import dataclass
 
 from tunsplit.errors import MalformedPacket
 
-# x1 total length · x2 flags+offset · x1 protocol · x2 four-tuple
-unpack_ipv4 = struct.Struct("!2xH2xHxB2x12s").unpack_from
+# x2 total length · x2 flags+offset · x1 protocol · checksum · four-tuple
+unpack_ipv4 = struct.Struct("!2xH2xHxBH12s").unpack_from
+# checksum · four-tuple, at byte 10
+pack_ipv4 = struct.Struct("!H12s").pack_into
 # x4 payload length · next header · x1 four-tuple
 unpack_ipv6 = struct.Struct("!4xHBx36s").unpack_from
+# four-tuple, at byte 8
+pack_ipv6 = struct.Struct("36s").pack_into
 unpack_u16 = struct.Struct("!H").unpack_from
 pack_u16 = struct.Struct("!H").pack_into
 unpack_u32 = struct.Struct("!I").unpack_from
@@ -41,7 +45,18 @@ _MOST_EXTENSION_HEADERS = 8
 # IPv4 options that make the destination field a lie (RFC 791 §3.1: loose and strict source routing).
 _SOURCE_ROUTES = frozenset((131, 137))
 
-NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPV6: "icmpv6", 33: "dccp", 47: "gre", 50: "esp", 51: "ah", 132: "sctp", 136: "udplite"}
+NAMES = {
+    ICMP: "icmp",
+    TCP: "tcp",
+    UDP: "udp",
+    ICMPV6: "icmpv6",
+    33: "dccp",
+    47: "gre",
+    50: "esp",
+    51: "ah",
+    132: "sctp",
+    136: "udplite",
+}
 
 
 def protocol_name(protocol: int) -> str:

@@ -23,4 +23,13 @@ def shift(header: bytearray | memoryview, by: int) -> None:
         checksum_start += by
     if gso_type:
         header_length += by
-    pack(header, 0, flags, gso_type, max(header_length, 0), gso_size, max(checksum_start, 0), checksum_offset)
+    pack(
+        header,
+        0,
+        flags,
+        gso_type,
+        min(max(header_length, 0), 0xFFFF),
+        gso_size,
+        max(checksum_start, 0),
+        checksum_offset,
+    )

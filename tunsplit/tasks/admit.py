@@ -1,0 +1,341 @@
+"""A flow's first packet: attribute, judge, open or refuse.
+
+Theory of operation. What no open flow takes comes here. If the owner can be told at once (his socket and
+process are known from before) so is the verdict; else the packet is held and a worker looks for the owner,
+giving way to running flows. Every packet ends in one of four ways: sent, refused with an answer to the app,
+dropped and counted, or held; and what is held ends in one of the first three when its time is up.
+
+Made by the kernel, and never attributed (a port scan must not cost us a search a packet): RSTs, echo
+replies and ICMP errors of no flow.
+
+Not translated is what carries its side's address and was not opened here: a server's answers, and TCP
+connections older than tunsplit. They pass if the app belongs on that side.
+"""
+
+import logging
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from tunsplit.engine.attribution import Attribution, Source, search_all
+from tunsplit.engine.flow import App, FlowEvent, Rewrite
+from tunsplit.engine.hold import Hold
+from tunsplit.engine.nat import ACK, PORT_POOLS, RST, SYN, Nat, Way, destination_of, source_of
+from tunsplit.engine.policy import Judgement, Policy, Verdict
+from tunsplit.engine.slowpath import SlowPath, Unknown
+from tunsplit.errors import KernelError
+from tunsplit.kernel.tun import Tun
+from tunsplit.tasks.network import Network
+from tunsplit.tasks.portchoice import PortChoice
+from tunsplit.tasks.side import HEADROOM, frame_buffer
+from tunsplit.tasks.sources import SocketSource
+from tunsplit.wire import craft, icmp, vnet
+from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP, parse_untrusted
+
+WORKERS = 4
+REFUSED_S = 2.0  # for how long a refusal is repeated without a new judgement
+MOST_REFUSED = 4096
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A flow that was refused, and why."""
+
+    protocol: int
+    key: bytes
+    since: float
+    reason: str
+    attribution: str
+    app: App | None
+
+
+class Admit:
+    """The slow path of first packets."""
+
+    def __init__(
+        self,
+        *,
+        nat: Nat,
+        slow: SlowPath,
+        source: SocketSource,
+        sources: tuple[Source, ...],
+        policy: Callable[[], Policy],
+        network: Network,
+        ports: PortChoice,
+        tun: Tun,
+        hold: Hold,
+        protocols: frozenset[int],
+    ) -> None:
+        """`sources` are asked in order; `source` is the one of them that knows cookies."""
+        self._nat = nat
+        self._slow = slow
+        self._source = source
+        self._sources = sources
+        self._policy = policy
+        self._network = network
+        self._ports = ports
+        self._tun = tun
+        self._hold = hold
+        self._protocols = protocols | {TCP, UDP, ICMP, ICMPV6}
+        self._frame = frame_buffer()
+        self._queue: deque[Key] = deque()
+        self._queued = trio.Event()
+        self._holding = trio.Event()
+        self.refused: OrderedDict[Key, Refusal] = OrderedDict()
+        self.counters: Counter[str] = Counter()
+
+    # From the tun
+
+    def passed_by(self, vnet_header: bytes, packet: bytes, now: float) -> None:
+        """Take a packet that the fast path could not."""
+        outcome = self._slow.translate_untrusted(vnet_header, packet, now)
+        if isinstance(outcome, Unknown):
+            self.first_packet(outcome, now)
+            return
+        for ready in outcome:
+            self._send(ready.rewrite, ready.vnet, ready.packet)
+
+    def first_packet(self, unknown: Unknown, now: float) -> None:
+        """Admit, refuse, drop or hold a packet that no open flow takes."""
+        key = (unknown.protocol, unknown.key)
+        if key in self._hold:
+            self._hold_or_refuse(unknown, now)
+        elif self._is_for_nobody(unknown):
+            return
+        elif unknown.protocol not in self._protocols:
+            self.refuse([unknown], Judgement(Verdict.BLOCK, "protocol not listed"), None, now)
+        elif (known := self._nat.outbound.find(*key)) is not None and self._is_same_socket(unknown, known):
+            self._pass(unknown, known, now)
+        elif (refusal := self.refused.get(key)) is not None and refusal.since + REFUSED_S > now:
+            self._answer(unknown)
+        else:
+            if known is not None:  # a new connection on the four-tuple of an old one
+                self._nat.end(known.flow, FlowEvent.TIMEOUT, now)
+            self._attribute(unknown, now)
+
+    def _is_for_nobody(self, unknown: Unknown) -> bool:
+        """Whether the packet is the kernel's own, of no flow, or addressed to many: dropped, counted, never judged."""
+        packet, at = unknown.packet, unknown.headers.transport
+        if _is_to_many(unknown.headers.destination):
+            self.counters["multicast"] += 1
+        elif unknown.protocol == TCP and packet[at + 13] & RST:
+            self.counters["reset_of_no_flow"] += 1
+        elif unknown.protocol in icmp.ECHO_REQUEST and packet[at] != icmp.ECHO_REQUEST[unknown.protocol]:
+            self.counters["icmp_of_no_flow"] += 1
+        else:
+            return False
+        return True
+
+    def _is_same_socket(self, unknown: Unknown, known: Rewrite) -> bool:
+        """Whether a SYN on an open flow is that flow's own, sent again."""
+        cookie = known.flow.cookie
+        return cookie is not None and self._source.cookie(unknown.protocol, unknown.key) == cookie
+
+    def _attribute(self, unknown: Unknown, now: float) -> None:
+        try:
+            for source in self._sources:
+                attribution = source.attribute(unknown.protocol, unknown.key)
+                if attribution is None:
+                    break
+                if attribution.owner is not None or source is self._sources[-1]:
+                    self.judge([unknown], attribution, now)
+                    return
+        except KernelError as error:
+            self._failed([unknown], error, now)
+            return
+        if self._hold_or_refuse(unknown, now):
+            self._queue.append((unknown.protocol, unknown.key))
+            self._queued.set()
+            self._holding.set()
+
+    def _hold_or_refuse(self, unknown: Unknown, now: float) -> bool:
+        if self._hold.add(unknown, now):
+            return True
+        self.counters["hold_full"] += 1
+        self._answer(unknown)
+        return False
+
+    # Tasks
+
+    async def search(self) -> None:
+        """A worker: find the owners of what is held, one flow after the other, until cancelled."""
+        while True:
+            while not self._queue:
+                self._queued = trio.Event()
+                await self._queued.wait()
+            key = self._queue.popleft()
+            attribution = None
+            try:
+                for found in search_all(self._sources, *key):
+                    attribution = found or attribution
+                    await trio.lowlevel.checkpoint()
+                    if key not in self._hold:
+                        break
+            except KernelError as error:
+                self._failed(self._hold.release(key), error, trio.current_time())
+                continue
+            if held := self._hold.release(key):
+                self.judge(held, attribution or Attribution("nobody found", None), trio.current_time())
+
+    async def release_late(self) -> None:
+        """Refuse what is held for too long, until cancelled."""
+        while True:
+            deadline = self._hold.next_deadline()
+            if deadline is None:
+                self._holding = trio.Event()
+                await self._holding.wait()
+                continue
+            await trio.sleep_until(deadline)
+            now = trio.current_time()
+            for held in self._hold.expire(now):
+                self.counters["held_too_long"] += 1
+                self.judge(held, Attribution("held too long", None), now)
+
+    # Verdicts
+
+    def judge(self, packets: list[Unknown], attribution: Attribution, now: float) -> None:
+        """Open the flow that these packets began, or refuse it."""
+        self.counters[f"attributed_{attribution.certainty.value}"] += 1
+        judgement = self._policy().judge(attribution.owner)
+        if judgement.verdict is Verdict.BLOCK:
+            self.refuse(packets, judgement, attribution, now)
+            return
+        first = packets[0]
+        side = judgement.verdict.value
+        try:
+            way = self._network.way(side, first.headers.version, destination_of(first.key))
+            if way is None:
+                self.refuse(
+                    packets,
+                    Judgement(Verdict.BLOCK, f"{judgement.reason}; the {side} has no way there"),
+                    attribution,
+                    now,
+                )
+            elif not self._open(first, way, judgement, attribution, now):
+                self.refuse(packets, Judgement(Verdict.BLOCK, f"{judgement.reason}; no room"), attribution, now)
+            else:
+                for packet in packets:
+                    if (rewrite := self._nat.outbound.find(packet.protocol, packet.key)) is not None:
+                        self._pass(packet, rewrite, now)
+        except KernelError as error:
+            self._failed(packets, error, now)
+
+    def _open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> bool:
+        protocol, key = first.protocol, first.key
+        app = app_of(attribution)
+        opens = protocol != TCP or first.packet[first.headers.transport + 13] & (SYN | ACK) == SYN
+        if not self._nat.has_room(now):
+            return False
+        if not opens:
+            if source_of(key) != way.source and not self._network.is_address_of(way.device, source_of(key)):
+                return False  # of another side, or of a NAT that has been forgotten
+            self._nat.open_untranslated(
+                protocol, key, way, now, app=app, reason=judgement.reason, attribution=attribution.certainty.value
+            )
+            return True
+        port = None
+        if protocol in PORT_POOLS:
+            port = self._ports.choose(protocol, key, way, now)
+            if port is None:
+                return False
+        elif not self._nat.is_free(protocol, key, way, 0):
+            return False
+        self._nat.open(
+            protocol, key, way, port, now,
+            app=app, reason=judgement.reason, attribution=attribution.certainty.value, cookie=attribution.cookie,
+        )  # fmt: skip
+        self.refused.pop((protocol, key), None)
+        return True
+
+    def refuse(
+        self, packets: Iterable[Unknown], judgement: Judgement, attribution: Attribution | None, now: float
+    ) -> None:
+        """Answer each packet so that its app knows at once, and remember the flow as refused."""
+        self.counters["refused"] += 1
+        for packet in packets:
+            key = (packet.protocol, packet.key)
+            certainty = attribution.certainty.value if attribution else ""
+            self.refused[key] = Refusal(
+                *key, now, judgement.reason, certainty, app_of(attribution) if attribution else None
+            )
+            self.refused.move_to_end(key)
+            if len(self.refused) > MOST_REFUSED:
+                self.refused.popitem(last=False)
+            self._answer(packet)
+
+    def _failed(self, packets: list[Unknown], error: KernelError, now: float) -> None:
+        """An organ of judgement failed: nothing is guessed."""
+        self.counters["judgement_failed"] += 1
+        logger.error("a flow cannot be judged and is refused", extra={"error": str(error)})
+        self.refuse(packets, Judgement(Verdict.BLOCK, "the kernel gave no answer"), None, now)
+
+    def statistics(self) -> dict[str, int]:
+        """Counters, and how much is held and remembered."""
+        return {**self._hold.statistics(), "remembered_refusals": len(self.refused), **self.counters}
+
+    # Packets
+
+    def _pass(self, unknown: Unknown, rewrite: Rewrite, now: float) -> None:
+        for ready in self._slow.pass_on(unknown, rewrite, now):
+            self._send(ready.rewrite, ready.vnet, ready.packet)
+
+    def _send(self, rewrite: Rewrite, header: bytes | bytearray, packet: bytes | bytearray) -> None:
+        frame = self._frame
+        frame[: vnet.SIZE] = header
+        frame[HEADROOM : HEADROOM + len(packet)] = packet
+        rewrite.device.send(frame, len(packet), rewrite)  # type: ignore[attr-defined]  # opaque to the engine
+
+    def _answer(self, unknown: Unknown) -> None:
+        """Tell the app that this packet goes nowhere."""
+        self._slow.refuse_fragments(unknown)
+        self._write(craft.refusal(unknown.packet, unknown.headers, self._network.own_router(unknown.headers.version)))
+
+    def unreachable(self, rewrite: Rewrite, packet: bytes) -> None:
+        """Nobody answers for the next hop of this packet, which is rewritten already."""
+        sent = _as_sent(rewrite, packet)
+        headers = parse_untrusted(sent, len(sent))
+        kind, code = icmp.UNREACHABLE[headers.version], icmp.HOST_UNREACHABLE[headers.version]
+        self._write(craft.icmp_error(sent, headers, self._network.own_router(headers.version), kind, code))
+
+    def too_big(self, rewrite: Rewrite, packet: bytes, mtu: int) -> None:
+        """This packet, rewritten already, is bigger than its device takes."""
+        sent = _as_sent(rewrite, packet)
+        headers = parse_untrusted(sent, len(sent))
+        self._write(craft.too_big(sent, headers, self._network.own_router(headers.version), mtu))
+
+    def _write(self, packet: bytearray | None) -> None:
+        if packet is not None:
+            self._tun.write((vnet.NONE, packet))
+
+
+def app_of(attribution: Attribution) -> App | None:
+    """What users are shown of the owner."""
+    if attribution.owner is None:
+        return None
+    process = attribution.owner.process
+    return App(process.pid, process.executable.path if process.executable else "", process.uid)
+
+
+def _as_sent(rewrite: Rewrite, packet: bytes) -> bytearray:
+    """A packet as the app sent it, but for its checksums: what an ICMP error has to quote."""
+    sent = bytearray(packet)
+    key = rewrite.flow.key
+    sent[rewrite.at : rewrite.end - 4] = key[:-4]
+    headers = parse_untrusted(sent, len(sent))
+    if headers.has_transport and headers.protocol in (TCP, UDP):
+        sent[headers.transport : headers.transport + 4] = key[-4:]
+    elif headers.has_transport and headers.protocol in icmp.ECHO_REQUEST:
+        sent[headers.transport + 4 : headers.transport + 6] = key[-4:-2]
+    return sent
+
+
+def _is_to_many(address: bytes) -> bool:
+    if len(address) == 4:
+        return address[0] >= 224
+    return address[0] == 0xFF

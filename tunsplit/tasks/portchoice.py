@@ -1,0 +1,99 @@
+"""Chooses NAT's outside ports, and keeps the kernel's hands off them.
+
+A port may be nobody else's: no socket is bound to it, no connection that the kernel tracks (a masqueraded
+guest's, above all) uses it towards the same peer. Until it has rested after use, packets to it reach
+nobody but us (the sets of live ports in the nft table).
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from tunsplit.engine.nat import PORT_POOLS, Nat, Way, destination_of
+from tunsplit.engine.ruleset import SET_ECHO4, SET_ECHO6, SET_TCP, SET_UDP
+from tunsplit.kernel.conntrack import Conntrack
+from tunsplit.kernel.nft import LivePorts, TableMissing
+from tunsplit.kernel.sockdiag import SockDiag
+from tunsplit.wire.ip import TCP, UDP
+
+SETS = {"tcp": (SET_TCP,), "udp": (SET_UDP,), "echo": (SET_ECHO4, SET_ECHO6)}
+MOST_TRIES = 64
+
+logger = logging.getLogger(__name__)
+
+
+class PortChoice:
+    """Ports for new flows."""
+
+    def __init__(self, nat: Nat, live_ports: LivePorts, diag: SockDiag, conntrack: Conntrack) -> None:
+        self._nat = nat
+        self._live_ports = live_ports
+        self._diag = diag
+        self._conntrack = conntrack
+        self.counters: Counter[str] = Counter()
+
+    def choose(self, protocol: int, key: bytes, way: Way, now: float) -> int | None:
+        """A port for this flow, or None where there is none to be had.
+
+        Raises:
+            KernelError: the kernel cannot be told, or asked.
+        """
+        if (port := self._nat.mapped_port(protocol, key, way)) is not None:
+            return port
+        name = PORT_POOLS[protocol]
+        pool = self._nat.pools[name]
+        for _ in range(MOST_TRIES):
+            if pool.must_reserve:
+                self._tell(self._live_ports.add, name, pool.reserve())
+            port = pool.draw()
+            if port is None:
+                if (port := self._shared(protocol, key, way)) is not None:
+                    return port
+                if not self._nat.end_oldest_closing(now):
+                    break
+                continue
+            if not self._is_taken(protocol, key, way, port):
+                return port
+            pool.refuse(port)
+            self._tell(self._live_ports.delete, name, [port])
+            self.counters["port_in_use"] += 1
+        self.counters["ports_exhausted"] += 1
+        return None
+
+    def rest(self, now: float) -> None:
+        """Give the kernel back the ports that have rested."""
+        for name, pool in self._nat.pools.items():
+            if ports := pool.rested(now):
+                self._tell(self._live_ports.delete, name, ports)
+
+    def taken(self) -> Mapping[str, list[int]]:
+        """All ports that are ours just now, by nft set."""
+        return {one: self._nat.pools[name].taken() for name, sets in SETS.items() for one in sets}
+
+    def _shared(self, protocol: int, key: bytes, way: Way) -> int | None:
+        """A live port that serves another destination already: TCP tells the flows apart by their four-tuples."""
+        if protocol != TCP:
+            return None
+        for _ in range(MOST_TRIES):
+            port = self._nat.pools["tcp"].some_live()
+            if port is not None and self._nat.is_free(protocol, key, way, port):
+                return port
+        return None
+
+    def _is_taken(self, protocol: int, key: bytes, way: Way, port: int) -> bool:
+        if protocol not in (TCP, UDP):
+            return False
+        if self._diag.is_bound(protocol, way.source, port):
+            return True
+        peer_port = int.from_bytes(key[-2:], "big")
+        return self._conntrack.has_entry(protocol, destination_of(key), way.source, peer_port, port)
+
+    def _tell(self, change: Callable[[str, list[int]], None], name: str, ports: list[int]) -> None:
+        for one in SETS[name]:
+            try:
+                change(one, ports)
+            except TableMissing:
+                # Somebody flushed the table. The network task puts it back, with all live ports; until then the
+                # kernel answers their packets with resets, which come into the tun and end there.
+                self.counters["table_missing"] += 1
+                logger.warning("our nft table is gone; it will be put back", extra={"set": one})

@@ -1,0 +1,165 @@
+"""What `tunsplit status` and `tunsplit flows` show: the daemon's state as plain data (the contract's shapes)."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_address
+
+import trio
+
+from tunsplit.config import Config
+from tunsplit.engine.flow import App, Flow
+from tunsplit.engine.nat import Nat, destination_of, source_of
+from tunsplit.engine.policy import Policy
+from tunsplit.host import FAMILIES
+from tunsplit.kernel.tun import Tun
+from tunsplit.tasks.admit import Admit, Refusal
+from tunsplit.tasks.control import Request
+from tunsplit.tasks.network import Network
+from tunsplit.tasks.portchoice import PortChoice
+from tunsplit.wire.ip import protocol_name
+
+Json = dict[str, object]
+
+
+class Report:
+    """Answers the verbs of the control socket. Reads only."""
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        nat: Nat,
+        network: Network,
+        admit: Admit,
+        ports: PortChoice,
+        tun: Tun,
+        counters: Counter[str],
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._nat = nat
+        self._network = network
+        self._admit = admit
+        self._ports = ports
+        self._tun = tun
+        self._counters = counters
+
+    def verbs(self) -> Mapping[str, Callable[[Request], object]]:
+        """What can be asked, by verb."""
+        return {"status": lambda _: self.status(), "flows": self.flows}
+
+    def status(self) -> Json:
+        """The daemon as a whole."""
+        network = self._network
+        sides = network.sides
+        uplinks = {family: sides.uplink(family) for family in FAMILIES}
+        uplink_addresses = dict.fromkeys(str(one) for facts in sides.uplinks for one in facts.addresses)
+        state = "blocked" if network.failure else "active" if self._policy.enabled else "disabled"
+        return {
+            "state": state,
+            "failure": network.failure,
+            "tunnel": {
+                "interface": self._config.tunnel.interface,
+                "up": any(sides.tunnel_of(family) for family in FAMILIES),
+                "addresses": [str(one) for one in sides.tunnel.addresses] if sides.tunnel else [],
+                "mtu": sides.tunnel.mtu if sides.tunnel else None,
+            },
+            "uplink": {
+                **{f"interface{family}": facts.link.name if facts else None for family, facts in uplinks.items()},
+                "addresses": list(uplink_addresses),
+                **{
+                    f"gateway{family}": _text(facts.gateway(family)) if facts else None
+                    for family, facts in uplinks.items()
+                },
+            },
+            "dns": {"platform": self._config.dns.platform, "setting": dns_setting(self._config), "routes": []},
+            "split": {"enabled": self._policy.enabled, "mode": self._policy.mode.value},
+            "counters": self.counters(),
+        }
+
+    def counters(self) -> dict[str, int]:
+        """All counters, and the sizes of all that grows."""
+        devices: Counter[str] = Counter()
+        for device in self._network.devices():
+            devices.update({f"{device.side}_{name}": count for name, count in device.statistics().items()})
+        return {
+            **self._nat.statistics(),
+            **self._admit.statistics(),
+            **self._ports.counters,
+            **self._counters,
+            **devices,
+            "tun_write_dropped": self._tun.dropped,
+        }
+
+    def flows(self, request: Request) -> Iterator[Json]:
+        """Every flow that the asker may see, open ones first, then those refused of late."""
+        now = trio.current_time()
+        for flow in self._nat:
+            if request.credentials.may_see(flow.app.uid if flow.app else None):
+                yield _flow(flow, now)
+        for refusal in tuple(self._admit.refused.values()):
+            if request.credentials.may_see(refusal.app.uid if refusal.app else None):
+                yield _refusal(refusal, now)
+
+
+def dns_setting(config: Config) -> str:
+    """Which resolver setting the configuration is: default, private custom, public custom or mixed."""
+    kinds = {"private" if address.is_private else "public" for address in config.dns.custom}
+    if not kinds:
+        return "default"
+    return "mixed" if len(kinds) > 1 else f"{kinds.pop()} custom"
+
+
+def _flow(flow: Flow, now: float) -> Json:
+    return {
+        **_ends(flow.protocol, flow.key),
+        "nat": _end(source_of(flow.outside), flow.outside[-4:-2]) if flow.translated else None,
+        "verdict": flow.side,
+        "state": flow.state.value,
+        "reason": flow.reason,
+        "attribution": flow.attribution,
+        "app": _app(flow.app),
+        "packets_out": flow.original.packets,
+        "bytes_out": flow.original.octets,
+        "packets_in": flow.reply.packets,
+        "bytes_in": flow.reply.octets,
+        "age_s": round(now - flow.opened, 3),
+    }
+
+
+def _refusal(refusal: Refusal, now: float) -> Json:
+    return {
+        **_ends(refusal.protocol, refusal.key),
+        "nat": None,
+        "verdict": "block",
+        "state": "refused",
+        "reason": refusal.reason,
+        "attribution": refusal.attribution,
+        "app": _app(refusal.app),
+        "packets_out": 0,
+        "bytes_out": 0,
+        "packets_in": 0,
+        "bytes_in": 0,
+        "age_s": round(now - refusal.since, 3),
+    }
+
+
+def _ends(protocol: int, key: bytes) -> Json:
+    return {
+        "protocol": protocol_name(protocol),
+        "source": _end(source_of(key), key[-4:-2]),
+        "destination": _end(destination_of(key), key[-2:]),
+    }
+
+
+def _end(address: bytes, port: bytes) -> str:
+    text, number = ip_address(address), int.from_bytes(port, "big")
+    return f"{text}:{number}" if text.version == 4 else f"[{text}]:{number}"
+
+
+def _app(app: App | None) -> Json | None:
+    return {"pid": app.pid, "exe": app.exe, "user": app.uid} if app else None
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
