@@ -113,7 +113,7 @@ def test_every_key_arrives_typed():
 
 def test_a_configuration_cannot_be_changed():
     with pytest.raises(AttributeError):
-        parse(LEAST).split.enabled = False  # type: ignore[misc]
+        parse(LEAST).split.enabled = False  # type: ignore[misc]  # what mypy says, at run time
 
 
 def test_every_key_has_a_reader_that_says_what_it_accepts():

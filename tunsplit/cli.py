@@ -106,8 +106,7 @@ def load(config_file: str | None) -> tuple[str, "Config"]:
 
 def ready() -> None:
     """Tell whoever waits, a pipe's reader or systemd (sd_notify(3)), that traffic is split."""
-    click.echo("ready")
-    sys.stdout.flush()
+    click.echo("ready")  # and flushes
     if address := os.environ.get("NOTIFY_SOCKET"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
             notify.connect("\0" + address[1:] if address.startswith("@") else address)
