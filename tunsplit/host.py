@@ -4,6 +4,7 @@ A family is 4 or 6, as in ipaddress. Values are what the kernel shows, put so th
 what it does not store for a kind of object is left at the default.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -234,4 +235,4 @@ class HostPlan:
     routes: tuple[Route, ...]
     rules: tuple[Rule, ...]
     sysctls: tuple[Sysctl, ...]
-    ruleset: str  # the body of table inet tunsplit, in nft's words
+    rulesets: Mapping[str, str]  # family of nftables → the body of our table there, in nft's words

@@ -1,6 +1,6 @@
-"""The body of table inet tunsplit, in nft's words.
+"""The bodies of our nftables tables, in nft's words.
 
-Theory of operation. The table stands under routing and outlives the process. It does four things:
+Theory of operation. The tables stand under routing and outlive the process. They do four things:
 
     arrive   what comes in by a side: nothing for the other side's addresses; a mark for strict rp_filter
     replies  answers to NAT's own flows end here: packet sockets have seen them, the kernel knows no such flow
@@ -61,8 +61,8 @@ class RulesetFacts:
     uid: int = 0
 
 
-def ruleset(facts: RulesetFacts) -> str:
-    """Write the table's body.
+def rulesets(facts: RulesetFacts) -> dict[str, str]:
+    """Write the body of our table of each family, `inet` and `arp`.
 
     Raises:
         KernelError: a device has a name that nft's language cannot hold.
@@ -84,7 +84,8 @@ def ruleset(facts: RulesetFacts) -> str:
     ]
     if facts.firewall:
         parts.append(_chain("outgoing", "type filter hook output priority filter", _outgoing(facts)))
-    return "".join(parts)
+    arp = _chain("arrive", "type filter hook input priority -310", _arrive_arp(facts))
+    return {"inet": "".join(parts), "arp": arp}
 
 
 def _arrive(facts: RulesetFacts) -> Iterator[str]:
@@ -101,6 +102,14 @@ def _arrive(facts: RulesetFacts) -> Iterator[str]:
     if uplinks:
         yield f"iifname {uplinks} meta mark 0 meta mark set {MARK_UPLINK:#x}"
     yield f"iifname {tunnel} meta mark 0 meta mark set {MARK_TUNNEL:#x}"
+
+
+def _arrive_arp(facts: RulesetFacts) -> Iterator[str]:
+    # A neighbour's question passes the reverse-path test too (net/ipv4/arp.c, arp_process): unmarked, under a strict
+    # one, the host would answer nobody.
+    if uplinks := _names(facts.uplinks):
+        yield f"iifname {uplinks} meta mark 0 meta mark set {MARK_UPLINK:#x}"
+    yield f"iifname {_names([facts.tunnel])} meta mark 0 meta mark set {MARK_TUNNEL:#x}"
 
 
 def _arrived(facts: RulesetFacts) -> Iterator[str]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from tunsplit.engine.lan import Lan, find_lan, within
-from tunsplit.engine.ruleset import RulesetFacts, ruleset
+from tunsplit.engine.ruleset import RulesetFacts, rulesets
 from tunsplit.engine.sides import AUTO, SideFacts, Sides
 from tunsplit.host import (
     FAMILIES,
@@ -128,7 +128,7 @@ def plan(settings: SteeringSettings, snapshot: Snapshot, sides: Sides, tun: TunF
         routes=tuple(_unique(routes)),
         rules=tuple(rules),
         sysctls=tuple(_sysctls(snapshot, sides, tun.link)),
-        ruleset=ruleset(_ruleset_facts(settings, sides, tun, lan)),
+        rulesets=rulesets(_ruleset_facts(settings, sides, tun, lan)),
     )
 
 
@@ -153,7 +153,9 @@ def _closing(families: Iterable[int]) -> Iterator[Route]:
 
 def _tun_routes(tun: Link, addresses: Iterable[IPInterface]) -> Iterator[Route]:
     for address in addresses:
-        yield _on_link(EVERYWHERE[address.version], TABLE_TUN, tun, prefsrc=address.ip)
+        # Of global scope, though on-link: a gateway that somebody puts into main is looked for by the rules too, among
+        # routes of link scope (fib_semantics.c, fib_check_nh_v4_gw), and must not be found at the tun.
+        yield replace(_on_link(EVERYWHERE[address.version], TABLE_TUN, tun), scope=SCOPE_GLOBAL, prefsrc=address.ip)
 
 
 def _side_routes(snapshot: Snapshot, sides: Sides, families: Iterable[int]) -> Iterator[Route]:
@@ -212,7 +214,12 @@ def _rules(settings: SteeringSettings, family: int) -> Iterator[Rule]:
         yield replace(local, priority=PRIORITY_LAN, table=TABLE_LAN)
     yield replace(local, priority=PRIORITY_TUN, table=TABLE_TUN)
     yield Rule(family, PRIORITY_FORWARDED, table=TABLE_FORWARDED, protocol=ROUTE_PROTOCOL)
-    yield Rule(family, PRIORITY_UNREACHABLE, Action.UNREACHABLE, protocol=ROUTE_PROTOCOL)
+    if family == 4:
+        # By a table, whose route has global scope: the search for a gateway goes on to main, and finds it. IPv6 looks
+        # into main first (ip6_route_check_nh).
+        yield Rule(family, PRIORITY_UNREACHABLE, table=TABLE_FORWARDED, protocol=ROUTE_PROTOCOL)
+    else:
+        yield Rule(family, PRIORITY_UNREACHABLE, Action.UNREACHABLE, protocol=ROUTE_PROTOCOL)
 
 
 def _transport(settings: SteeringSettings, rule: Rule) -> Iterator[Rule]:
@@ -276,11 +283,9 @@ def _ruleset_facts(settings: SteeringSettings, sides: Sides, tun: TunFacts, lan:
     )
 
 
-def _on_link(destination: IPNetwork, table: int, link: Link, *, prefsrc: IPAddress | None = None) -> Route:
+def _on_link(destination: IPNetwork, table: int, link: Link) -> Route:
     scope = SCOPE_LINK if destination.version == 4 else SCOPE_GLOBAL
-    return Route(
-        destination, table, link.index, metric=TUN_METRIC, protocol=ROUTE_PROTOCOL, scope=scope, prefsrc=prefsrc
-    )
+    return Route(destination, table, link.index, metric=TUN_METRIC, protocol=ROUTE_PROTOCOL, scope=scope)
 
 
 def _unique(routes: Iterable[Route]) -> list[Route]:

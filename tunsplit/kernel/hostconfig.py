@@ -58,8 +58,8 @@ class HostConfig:
     def __init__(self, rtnetlink: Rtnetlink, *, live_ports: Callable[[], LivePortsBySet] = dict) -> None:
         self._rtnetlink = rtnetlink
         self._live_ports = live_ports
-        self._body: str | None = None  # of the table, as last applied by us
-        self._listing: str | None = None  # as the kernel showed it then
+        self._bodies: dict[str, str] | None = None  # of the tables, as last applied by us
+        self._listings: list[str | None] = []  # as the kernel showed them then
         self._records: dict[str, str] | None = None  # path → comment
 
     def apply(self, plan: HostPlan) -> bool:
@@ -97,7 +97,7 @@ class HostConfig:
         """
         failures = Failures()
         _remove(self._rtnetlink, failures, delete_tun=False)
-        self._body = self._listing = self._records = None
+        self._bodies = self._records = None
         failures.raise_any()
 
     def _forget_sysctls(self, plan: HostPlan, records: dict[str, str], failures: Failures) -> bool:
@@ -111,14 +111,15 @@ class HostConfig:
         return bool(past)
 
     def _apply_ruleset(self, plan: HostPlan, records: Mapping[str, str]) -> bool:
-        body = plan.ruleset + _recorded_chain(plan.tun, records)
-        standing = nft.listing()
-        if body == self._body and standing == self._listing:
+        bodies = dict(plan.rulesets)
+        bodies["inet"] += _recorded_chain(plan.tun, records)
+        standing = _listings()
+        if bodies == self._bodies and standing == self._listings:
             return False
         # The first one of this process takes nothing over from a dead one: its live ports died with it.
-        anew = self._body is None or standing is None
-        nft.apply(body, anew=anew, elements=self._live_ports() if anew else {})
-        self._body, self._listing = body, nft.listing()
+        anew = self._bodies is None or None in standing
+        nft.apply(bodies, anew=anew, elements=self._live_ports() if anew else {})
+        self._bodies, self._listings = bodies, _listings()
         return True
 
     def _apply_tun(self, plan: HostPlan) -> bool:
@@ -208,9 +209,7 @@ def _remove(rtnetlink: Rtnetlink, failures: Failures, *, delete_tun: bool) -> li
             with failures.gathered():
                 removed += _restore(comment)
     with failures.gathered():
-        if nft.listing() is not None:
-            nft.delete()
-            removed.append(f"nft table {nft.TABLE}")
+        removed += [f"nft table {table}" for table in nft.delete()]
     return removed
 
 
@@ -230,6 +229,10 @@ def _remove_tun(rtnetlink: Rtnetlink, now: Snapshot, name: str, *, delete: bool)
     for address in now.addresses_of(link):
         rtnetlink.delete_address(link.index, address.interface)
     return []
+
+
+def _listings() -> list[str | None]:
+    return [nft.listing(family) for family in nft.FAMILIES]
 
 
 def _is_ours(rule: Rule) -> bool:

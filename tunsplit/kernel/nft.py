@@ -29,7 +29,8 @@ from tunsplit.kernel.netlink import (
 )
 from tunsplit.names import NFT_TABLE
 
-TABLE = f"inet {NFT_TABLE}"
+FAMILIES = ("inet", "arp")
+MAIN = f"inet {NFT_TABLE}"  # where the sets, the counters and the records are
 TIMEOUT_S = 30.0
 
 # include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h
@@ -37,7 +38,7 @@ NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
 NFT_MSG_GETTABLE, NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 1, 12, 14
-NFPROTO_INET = 1
+NFPROTO = {"inet": 1, "arp": 3}
 NFTA_TABLE_NAME = 1
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE = 1, 1, 1
@@ -77,32 +78,39 @@ def run(*arguments: str, text: str = "") -> str:
     return done.stdout
 
 
-def apply(body: str, *, anew: bool, elements: Mapping[str, Iterable[int]] | None = None) -> None:
-    """Put our table in force with this body, in one transaction.
+def apply(bodies: Mapping[str, str], *, anew: bool, elements: Mapping[str, Iterable[int]] | None = None) -> None:
+    """Put our tables in force with these bodies, in one transaction.
 
     Args:
-        body: sets, counters and chains.
-        anew: nothing of the old table is kept. Otherwise its sets keep their elements and its counters their values.
-        elements: of the table's sets, to be added.
+        bodies: family → sets, counters and chains.
+        anew: nothing of the old tables is kept. Otherwise sets keep their elements and counters their values.
+        elements: of the sets of the inet table, to be added.
     """
-    text = f"table {TABLE}\n{'delete' if anew else 'flush'} table {TABLE}\ntable {TABLE} {{\n{body}}}\n"
+    text = ""
+    for family, body in bodies.items():
+        table = f"{family} {NFT_TABLE}"
+        text += f"table {table}\n{'delete' if anew else 'flush'} table {table}\ntable {table} {{\n{body}}}\n"
     for name, keys in (elements or {}).items():
         if listed := ", ".join(map(str, keys)):
-            text += f"add element {TABLE} {name} {{ {listed} }}\n"
+            text += f"add element {MAIN} {name} {{ {listed} }}\n"
     run("-f", "-", text=text)
 
 
-def delete() -> None:
-    """Remove our table; no error if it is not there."""
-    run("-f", "-", text=f"table {TABLE}\ndelete table {TABLE}\n")
+def delete() -> list[str]:
+    """Remove our tables; return those that were there."""
+    with NftSocket() as socket:
+        standing = [f"{family} {NFT_TABLE}" for family in FAMILIES if socket.has_table(family)]
+    if standing:
+        run("-f", "-", text="".join(f"table {table}\ndelete table {table}\n" for table in standing))
+    return standing
 
 
-def listing() -> str | None:
+def listing(family: str = "inet") -> str | None:
     """Our table as it stands in the kernel, without elements and counter values; None: there is none."""
     with NftSocket() as socket:
-        if not socket.has_table():
+        if not socket.has_table(family):
             return None
-    return run("-s", "-t", "list", "table", *TABLE.split())
+    return run("-s", "-t", "list", "table", family, NFT_TABLE)
 
 
 def comments(listed: str) -> list[str]:
@@ -126,11 +134,11 @@ class NftSocket:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def has_table(self) -> bool:
-        """Whether our table is there."""
-        body = NFGENMSG.pack(NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, NFT_TABLE.encode() + b"\0")
+    def has_table(self, family: str = "inet") -> bool:
+        """Whether our table of a family is there."""
+        body = NFGENMSG.pack(NFPROTO[family], 0, 0) + attribute(NFTA_TABLE_NAME, NFT_TABLE.encode() + b"\0")
         try:
-            self._netlink.get(f"table {TABLE}", _nft(NFT_MSG_GETTABLE), 0, body)
+            self._netlink.get(f"table {family} {NFT_TABLE}", _nft(NFT_MSG_GETTABLE), 0, body)
         except Refused as refused:
             if refused.errno == errno.ENOENT:
                 return False
@@ -197,9 +205,9 @@ class LivePorts:
 
     def _check(self, name: str, number: int) -> None:
         if number == errno.ENOENT:
-            raise TableMissing(f"set {name} of table {TABLE} is not there")
+            raise TableMissing(f"set {name} of table {MAIN} is not there")
         if number:
-            raise Refused(f"set {name} of table {TABLE}", number)
+            raise Refused(f"set {name} of table {MAIN}", number)
 
 
 def _nft(kind: int) -> int:
@@ -211,7 +219,7 @@ def _elements(name: str, keys: list[int]) -> bytes:
         nested(NFTA_LIST_ELEM, nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, U16.pack(key)))) for key in keys
     )
     return (
-        NFGENMSG.pack(NFPROTO_INET, 0, 0)
+        NFGENMSG.pack(NFPROTO["inet"], 0, 0)
         + attribute(NFTA_SET_ELEM_LIST_TABLE, NFT_TABLE.encode() + b"\0")
         + attribute(NFTA_SET_ELEM_LIST_SET, name.encode() + b"\0")
         + nested(NFTA_SET_ELEM_LIST_ELEMENTS, *elements)
