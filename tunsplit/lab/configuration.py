@@ -17,5 +17,12 @@ def render(sections: Mapping[str, Section], overrides: Mapping[str, Section], ex
 
 
 def _render_section(head: str, section: Section) -> str:
-    # Strings, numbers, booleans and lists of these are written alike in JSON and in TOML.
-    return "".join(f"{line}\n" for line in (head, *(f"{key} = {json.dumps(value)}" for key, value in section.items())))
+    return "".join(
+        f"{line}\n" for line in (head, *(f"{key} = {_render_value(value)}" for key, value in section.items()))
+    )
+
+
+def _render_value(value: object) -> str:
+    # Strings, numbers, booleans and lists of these are written alike in JSON and in TOML, but for two things: TOML
+    # has no surrogate pairs, and wants DEL escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

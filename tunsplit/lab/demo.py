@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -45,15 +46,19 @@ async def run(console: Console) -> int:
                 for trial in _plan(lab, program, excluded=program == excluded)
             ]
             console.print(tabulate(outcomes))
-            await _show_flow(console, lab, daemon, excluded)
-    console.print(NEXT, markup=False, highlight=False)
-    surprises = sum(not outcome.ok for outcome in outcomes)
+            flow = await _get_live_flow(lab, daemon, excluded)
     console.print(
-        f"[bold red]{surprises} of {len(outcomes)} did not go as expected.[/]"
-        if surprises
-        else f"[green]All {len(outcomes)} went as expected.[/]"
+        "One of them again, while it holds its connection open, as tunsplit flows --json has it:", markup=False
     )
-    return get_exit_code(outcomes)
+    console.print_json(data=flow)
+    console.print(NEXT, markup=False, highlight=False)
+    surprises = sum(not outcome.ok for outcome in outcomes) + (flow is None)
+    console.print(
+        f"[bold red]{surprises} of {len(outcomes) + 1} did not go as expected.[/]"
+        if surprises
+        else f"[green]All {len(outcomes) + 1} went as expected.[/]"
+    )
+    return 1 if flow is None else get_exit_code(outcomes)
 
 
 def describe_tunnel(lab: Lab) -> str:
@@ -105,10 +110,12 @@ async def _try(lab: Lab, internet: Observer, program: Path, trial: Trial) -> Out
     )  # fmt: skip
 
 
-async def _show_flow(console: Console, lab: Lab, daemon: Daemon, program: Path) -> None:
-    """A connection that is open, as `tunsplit flows` shows it."""
-    async with lab.host.start(_command(program, "hold", str(lab.server(4))), stdin=subprocess.PIPE) as client:
-        await client.wait_written("\n")
-        console.print("tunsplit flows, while the excluded client holds a connection open:", markup=False)
-        flows = await daemon.command("flows", check=False, env={"COLUMNS": str(console.width)})
-        console.print(flows.stdout + flows.stderr, markup=False, highlight=False)
+async def _get_live_flow(lab: Lab, daemon: Daemon, program: Path) -> dict[str, Any] | None:
+    """A connection of this program, open and on the uplink; None if tunsplit does not tell of it."""
+    command = _command(program, "hold", str(lab.server(4)))
+    async with lab.host.start(command, stdin=subprocess.PIPE) as holding:
+        await holding.wait_written("\n")
+        for flow in await daemon.flows():
+            if flow["app"] and flow["app"]["pid"] == holding.pid and flow["verdict"] == "uplink":
+                return flow
+    return None

@@ -65,6 +65,11 @@ class Lab:
         """What the tunnel is made of: `wireguard` (the kernel's), `wireguard-go`, or a bare `veth`."""
         return self._tunnel.kind
 
+    @property
+    def has_relay_end(self) -> bool:
+        """The relay's end of the tunnel exists: WireGuard's always, a veth pair's as long as the host's does."""
+        return self._tunnel.relay.present
+
     def server(self, version: int) -> Address:
         """The internet's server: TCP and UDP echo on port 7, HTTP on port 80."""
         return addresses.SERVER[version].ip
@@ -239,5 +244,6 @@ def _look(lab: Lab, nursery: trio.Nursery, stack: AsyncExitStack) -> None:
     """Start to observe both sides."""
     for observer in (lab.uplink, lab.tunnel):
         stack.callback(observer.close)
-        observer.attach()
+        if observer is lab.uplink or lab.has_relay_end:
+            observer.attach()
         nursery.start_soon(observer.watch)

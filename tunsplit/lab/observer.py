@@ -8,6 +8,7 @@ Some facts about packet sockets (net/packet/af_packet.c)
 """
 
 import errno
+import fcntl
 import itertools
 import os
 import socket
@@ -26,6 +27,7 @@ from tunsplit.lab.netns import Namespace
 from tunsplit.lab.record import Record
 from tunsplit.lab.ring import SLOT, Frame, Ring
 
+SIOCGIFFLAGS, IFF_RUNNING = 0x8913, 0x40  # include/uapi/linux/sockios.h, if.h
 BATCH = 256  # frames between two looks at other tasks
 
 # A marker is of no protocol that anybody speaks: an experimental Ethernet type (IEEE 802 §9.2.3) where there is
@@ -34,8 +36,8 @@ ETHERTYPE_MARKER = 0x88B5
 MARKER_ETHERNET = b"\xff" * 6 + b"\x02" + bytes(5) + ETHERTYPE_MARKER.to_bytes(2, "big")
 MARKER_IPV4 = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 60, 0, 0, 1, 253, 0, bytes((10, 64, 0, 2)), bytes((10, 64, 0, 1)))
 MARKER_SIZE = 60  # the shortest Ethernet frame; and MARKER_IPV4's total length
-MARKER_S = 2  # a marker that has not arrived by then is lost, and another is sent
-MARKER_TRIES = 5
+MARKER_S = 0.5  # a marker that has not arrived by then may be lost, and is sent again
+MARKER_TRIES = 20
 WIRE_IS_DOWN = (errno.ENETDOWN, errno.ENODEV, errno.ENXIO)
 
 Wire = tuple[Namespace, str]  # a namespace and a device in it
@@ -136,36 +138,44 @@ class Observer(Record):
                 raise KernelError(f"observer {self.name}: the lab was opened without observers")
             return  # the device is gone, and what it brought was read when it went
         send = partial(self._send, ethernet=self._ring.ethernet)
-        for _ in range(MARKER_TRIES):
-            sender = self._find_sender() or self._wire
-            number = next(self._numbers)
-            markers = {struct.pack("!QQ", number, cpu): cpu for cpu in os.sched_getaffinity(0)}
-            arrived = {token: trio.Event() for token in markers}
-            self._markers.update(arrived)
-            try:
-                await sender[0].call(partial(send, sender[1], markers))
+        number = next(self._numbers)
+        markers = {cpu: struct.pack("!QQ", number, cpu) for cpu in os.sched_getaffinity(0)}
+        arrived = {token: trio.Event() for token in markers.values()}
+        self._markers.update(arrived)
+        try:
+            for _ in range(MARKER_TRIES):
+                namespace, device = self._find_sender() or self._wire
+                await namespace.call(partial(send, device, markers))
                 with trio.move_on_after(MARKER_S):
                     for event in arrived.values():
                         await event.wait()
                     return
-            except OSError as error:
-                if error.errno not in WIRE_IS_DOWN:
-                    raise
-                self._read_all()  # a wire that is down brings nothing more
-                return
-            finally:
-                for token in arrived:
-                    del self._markers[token]
-        raise KernelError(f"observer {self.name}: no marker came through from {sender[0].name} {sender[1]}")
+        except OSError as error:
+            if error.errno not in WIRE_IS_DOWN:
+                raise
+            self._read_all()  # nothing more comes
+            return
+        finally:
+            for token in arrived:
+                del self._markers[token]
+        raise KernelError(f"observer {self.name}: no marker came through from {namespace.name} {device}")
 
-    def _send(self, device: str, markers: Mapping[bytes, int], *, ethernet: bool) -> None:
+    def _send(self, device: str, markers: Mapping[int, bytes], *, ethernet: bool) -> None:
         """Send one marker on each CPU; in a thread of its own, whose place it changes."""
         header, ethertype = (MARKER_ETHERNET, ETHERTYPE_MARKER) if ethernet else (MARKER_IPV4, ETHERTYPE_IPV4)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as own:
             own.bind((device, ethertype))
-            for token, cpu in markers.items():
+            flags = struct.unpack_from("H", fcntl.ioctl(own, SIOCGIFFLAGS, device.encode().ljust(32, b"\0")), 16)[0]
+            if not flags & IFF_RUNNING:
+                raise OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
+            for cpu, token in markers.items():
                 os.sched_setaffinity(0, {cpu})
-                own.send((header + token).ljust(MARKER_SIZE, b"\0"))
+                try:
+                    own.send((header + token).ljust(MARKER_SIZE, b"\0"))
+                except OSError as error:
+                    # A full queue, or a veth whose carrier is just being lost; the next try will tell.
+                    if error.errno != errno.ENOBUFS:
+                        raise
 
     def _read_all(self) -> None:
         while self._read(BATCH) == BATCH:

@@ -149,13 +149,15 @@ class Program:
                 nursery.start_soon(self._collect, stream, self._written[number])
 
     async def _collect(self, stream: trio.abc.ReceiveStream, written: bytearray) -> None:
-        async with stream:
-            async for chunk in stream:
-                written += chunk
-                del written[:-KEPT]
-                self._tell()
-        self._open -= 1
-        self._tell()
+        try:
+            async with stream:
+                async for chunk in stream:
+                    written += chunk
+                    del written[:-KEPT]
+                    self._tell()
+        finally:
+            self._open -= 1
+            self._tell()
 
     def _tell(self) -> None:
         self._news.set()

@@ -56,7 +56,9 @@ def build(name: str, *, uplink: Iterable[int], ipv6: bool, rp_filter: int) -> Ne
     _end(network.host, [addresses.HOST[version] for version in uplink], addresses.ROUTER_LAN)
     _end(network.relay, addresses.RELAY.values(), addresses.ROUTER_RELAY)
     _end(network.internet, addresses.SERVER.values(), addresses.ROUTER_INTERNET)
-    network.internet.ip("".join(f"address add {address} dev lo\n" for address in addresses.PUBLIC_RESOLVER.values()))
+    # Resolvers listen on these, the relay's also while there is no tunnel.
+    for namespace, own in ((network.internet, addresses.PUBLIC_RESOLVER), (network.relay, addresses.RELAY_RESOLVER)):
+        namespace.ip("".join(f"address add {address} dev lo\n" for address in own.values()))
     return network
 
 

@@ -116,15 +116,14 @@ class Tunnel:
         self._keys = ("", "", "", "") if kind == "veth" else (*_make_keys(), *_make_keys())
 
     async def create_relay(self) -> None:
-        """Make the relay's end, which masquerades what comes out of it."""
-        if self.kind == "veth":
-            self._create_pair()
-        _, host_public, relay_private, _ = self._keys
-        allowed = ", ".join(str(address) for address in addresses.HOST_TUNNEL.values())
-        await self.relay.create(
-            f"PrivateKey = {relay_private}\nListenPort = {addresses.TUNNEL_PORT}",
-            f"PublicKey = {host_public}\nAllowedIPs = {allowed}",
-        )
+        """Make the relay's end, which masquerades what comes out of it; of a veth pair, only the latter."""
+        if self.kind != "veth":
+            _, host_public, relay_private, _ = self._keys
+            allowed = ", ".join(str(address) for address in addresses.HOST_TUNNEL.values())
+            await self.relay.create(
+                f"PrivateKey = {relay_private}\nListenPort = {addresses.TUNNEL_PORT}",
+                f"PublicKey = {host_public}\nAllowedIPs = {allowed}",
+            )
         self.relay.namespace.nft(
             f"""
             table inet relay {{
@@ -138,8 +137,11 @@ class Tunnel:
         )
 
     async def create_host(self) -> None:
-        """Make the host's end. It has no route in main: that is how a client looks that leaves routing to us."""
-        if self.kind == "veth" and not self.relay.present:
+        """Make the host's end; of a veth pair, both.
+
+        It has no route in main: that is how a client looks that leaves routing to tunsplit.
+        """
+        if self.kind == "veth":
             self._create_pair()
             await self.relay.create("", "")
         host_private, _, _, relay_public = self._keys
