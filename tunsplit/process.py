@@ -1,6 +1,5 @@
 """What is known of a process: plain values that kernel/ reads and engine/ judges."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -12,8 +11,7 @@ class FileIdentity(NamedTuple):
     owner: int  # uid
 
 
-@dataclass(frozen=True, slots=True)
-class Executable:
+class Executable(NamedTuple):
     """The program of a process, by name and as the file that it is."""
 
     path: str  # without the kernel's " (deleted)"
@@ -22,8 +20,7 @@ class Executable:
     path_identity: FileIdentity | None  # what lies at `path` in our own mount namespace
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(NamedTuple):
     """A process as it was when looked at; the same one for as long as pid and start time are the same."""
 
     pid: int

@@ -15,7 +15,7 @@ is asked for its program before its descriptor is looked at once more: if the so
 the program that was read did hold it.
 """
 
-# ruff: noqa: PTH116, PTH208 -- pathlib costs more than the system call, and this is the dear part
+# ruff: noqa: PTH115, PTH116, PTH208 -- pathlib costs more than the system call, and this is the dear part
 
 import os
 from collections.abc import Iterator
@@ -34,6 +34,9 @@ GENERATIONS = 256  # ancestors followed: no session is that deep
 
 DELETED = " (deleted)"  # fs/d_path.c path_with_deleted
 PF_KTHREAD = 0x00200000  # linux/sched.h
+
+# Stands for an ancestor that died before it could be read: what it was, nobody will know.
+UNKNOWN = Process(0, 0, 0, 0, None)
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -74,7 +77,7 @@ def parse_stat(text: bytes) -> Stat:
     Raises:
         ValueError: this is no such line.
     """
-    fields = text[text.rindex(b")") + 1 :].split()
+    fields = text[text.rindex(b")") + 1 :].split(None, 20)
     if len(fields) < 20:
         raise ValueError(text)
     return Stat(int(fields[1]), bool(int(fields[6]) & PF_KTHREAD), int(fields[19]))
@@ -88,7 +91,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._cgroups = Cgroups()
-        self._user_namespace = os.stat("/proc/self/ns/user").st_ino
+        self._user_namespace = os.readlink("/proc/self/ns/user")
         self._owners: dict[int, tuple[int, str]] = {}  # inode → pid, descriptor
         self._recent: dict[int, str] = {}  # pid → descriptor of the last flows' owners, the newest last
         # pid and start time → whether it is known to hold its sockets alone
@@ -247,11 +250,22 @@ class Processes:
 
     def _walk(self, process: Process) -> tuple[Process, ...]:
         line: list[Process] = []
-        pid = process.parent
-        while pid and len(line) < GENERATIONS and (ancestor := self.read(pid)) is not None:
-            line.append(ancestor)
-            pid = ancestor.parent
+        child: Process | None = process
+        while child is not None and child.parent and len(line) < GENERATIONS:
+            ancestor = self.read(child.parent)
+            if ancestor is not None and ancestor.start_time <= child.start_time:
+                line.append(ancestor)
+                child = ancestor
+                continue
+            # The parent died meanwhile (a younger process has its pid), and the child has another one now.
+            child = self._again(child)
+            if child is None:
+                line.append(UNKNOWN)
         return tuple(line)
+
+    def _again(self, process: Process) -> Process | None:
+        now = self.read(process.pid)
+        return now if now is not None and now.start_time == process.start_time else None
 
     def _refresh(self, ancestor: Process) -> Process:
         if ancestor.executable is None:
@@ -259,12 +273,11 @@ class Processes:
         shown = ancestor.executable.path + (DELETED if ancestor.executable.deleted else "")
         if _link(f"/proc/{ancestor.pid}/exe") in (shown, None):
             return ancestor
-        now = self.read(ancestor.pid)
-        return now if now is not None and now.start_time == ancestor.start_time else ancestor
+        return self._again(ancestor) or ancestor
 
     def _shares_user_namespace(self, directory: int) -> bool:
         try:
-            return os.stat("ns/user", dir_fd=directory).st_ino == self._user_namespace
+            return os.readlink("ns/user", dir_fd=directory) == self._user_namespace
         except OSError:
             return False
 
@@ -274,19 +287,18 @@ def _executable(directory: int) -> Executable | None:
         while True:
             path = os.readlink("exe", dir_fd=directory)
             status = os.stat("exe", dir_fd=directory)
+            identity = FileIdentity(status.st_dev, status.st_ino, status.st_uid)
+            path_identity = identify(path)
+            if identity == path_identity:  # also of a file that is really called "… (deleted)"
+                return Executable(path, deleted=False, identity=identity, path_identity=path_identity)
             if os.readlink("exe", dir_fd=directory) == path:  # else exec came between
                 break
     except OSError:  # ENOENT: a zombie; EACCES: not ours to know. Neither matches a rule.
         return None
-    identity = FileIdentity(status.st_dev, status.st_ino, status.st_uid)
-    deleted = path.endswith(DELETED)
-    path_identity = identify(path)
-    if deleted and path_identity != identity:  # else the file is really called that
-        path = path.removesuffix(DELETED)
-        path_identity = identify(path)
-    else:
-        deleted = False
-    return Executable(path, deleted, identity, path_identity)
+    if not path.endswith(DELETED):
+        return Executable(path, deleted=False, identity=identity, path_identity=path_identity)
+    path = path.removesuffix(DELETED)
+    return Executable(path, deleted=True, identity=identity, path_identity=identify(path))
 
 
 def _search(pid: int, link: str, most: int | None = None) -> tuple[str | None, int]:
@@ -313,7 +325,7 @@ def _search(pid: int, link: str, most: int | None = None) -> tuple[str | None, i
 def _children(pid: int) -> list[int]:
     try:
         return [int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()]
-    except OSError:  # without CONFIG_PROC_CHILDREN anybody may be a parent: too many to look at
+    except OSError:  # gone; or no CONFIG_PROC_CHILDREN, and anybody may be a parent: too many to look at
         return [0] * (RELATIVES + 1)
 
 

@@ -25,10 +25,11 @@ from struct import Struct
 from typing import NamedTuple
 
 from tunsplit.errors import KernelError
-from tunsplit.kernel.netlink import ATTRIBUTE, ERROR, HEADER, NLM_F_REQUEST, NLMSG_ERROR, NetlinkSocket
+from tunsplit.kernel.netlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
+INET_DIAG_SKV6ONLY = 11
 INET_DIAG_CGROUP_ID = 21  # since Linux 5.7: the inode of the cgroup's directory in cgroup v2
 
 # linux/tcp.h; UDP sockets are ESTABLISHED when connected, else CLOSE.
@@ -36,19 +37,24 @@ ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 2, 3, 6, 7, 10
 
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
 
-# nlmsghdr: length · type · flags · sequence · port, and
+# nlmsghdr: length · type · flags · sequence · port, then
 # inet_diag_req_v2: family · protocol · extensions · states · ports · addresses · device · cookie
 pack_request = Struct("=IHHIIBBBxI2s2s16s16sI8s").pack
 REQUEST_SIZE = 72
 ALL_STATES = 0xFFFFFFFF
 NO_COOKIE = b"\xff" * 8
 
-# inet_diag_msg: state · ports · addresses · device · cookie · uid · inode
-unpack_answer = Struct("=xBxx2s2s16s16sI8s12xII").unpack_from
-ATTRIBUTES_AT = 72
+# nlmsghdr: length · type · sequence, then inet_diag_msg: family · state · local address · device · cookie · uid · inode
+unpack_answer = Struct("=IH2xI4xBB2x4x16s16xI8s12xII").unpack_from
+unpack_header = Struct("=IH2xI").unpack_from
+ATTRIBUTES_AT = 88
+unpack_attribute = Struct("=HH").unpack_from
 unpack_u64 = Struct("=Q").unpack_from
+unpack_errno = Struct("=i").unpack_from
+ERRNO_AT = 16
 
 NO_PORT = bytes(2)
+ANY = bytes(16)
 MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 address as a dual-stack socket has it (RFC 4291 §2.5.5.2)
 
 
@@ -74,18 +80,16 @@ class SockDiag:
         self.interface = interface
         self._sequence = 0
         self._found = self._missed = self._failed = self._stale = 0
-        self._answer = bytearray(8192)  # an answer is 200 bytes
+        self._answer = bytearray(16384)  # a datagram of a dump is as large as the buffer, at most
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
             self._socket.setblocking(False)
         except OSError as error:
             raise KernelError(f"sock_diag: {error.strerror} (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG)") from error
-        self._dumps = NetlinkSocket(NETLINK_SOCK_DIAG)
 
     def close(self) -> None:
-        """Give the netlink sockets back."""
+        """Give the netlink socket back."""
         self._socket.close()
-        self._dumps.close()
 
     def find(self, protocol: int, four_tuple: bytes) -> Socket | None:
         """The socket that sends this flow; for TCP without a connection the listener on the source port.
@@ -113,22 +117,24 @@ class SockDiag:
         return found if found is not None and found.state == LISTEN else None
 
     def find_all(self, four_tuple: bytes) -> list[Socket]:
-        """Every UDP socket that could have sent this flow. Walks the kernel's table: not for every packet.
+        """Every UDP socket that could have sent this flow, whichever of them it was.
 
-        Several can: with SO_REUSEPORT or SO_REUSEADDR, or one bound to the address beside one bound to all.
+        These are all on the source port: bound with SO_REUSEPORT or SO_REUSEADDR beside each other, to different
+        addresses (IP_PKTINFO overrides them), to a multicast group, or connected elsewhere (sendto() overrides that).
+        Walks the kernel's table.
+
+        Raises:
+            KernelError: sock_diag cannot answer.
         """
-        size = 4 if len(four_tuple) == 12 else 16
-        source, destination = four_tuple[:size], four_tuple[size : 2 * size]
-        source_port, destination_port = four_tuple[-4:-2], four_tuple[-2:]
-        found = []
-        for family in (socket.AF_INET, socket.AF_INET6) if size == 4 else (socket.AF_INET6,):
-            prefix = MAPPED if size == 4 and family == socket.AF_INET6 else b""
-            locals_ = (bytes(16), (prefix + source).ljust(16, b"\0"))
-            remotes = ((NO_PORT, bytes(16)), (destination_port, (prefix + destination).ljust(16, b"\0")))
-            for local, remote_port, remote, sender in self._dump_udp(family, source_port):
-                if local in locals_ and (remote_port, remote) in remotes and sender.interface in (0, self.interface):
-                    found.append(sender)
-        return found
+        port = four_tuple[-4:-2]
+        if len(four_tuple) != 12:
+            return [sender for local, _, sender in self._dump_udp(socket.AF_INET6, port) if local[:12] != MAPPED]
+        dual_stack = [
+            sender
+            for local, is_v6_only, sender in self._dump_udp(socket.AF_INET6, port)
+            if not is_v6_only and (local == ANY or local[:12] == MAPPED)
+        ]
+        return [sender for _, _, sender in self._dump_udp(socket.AF_INET, port)] + dual_stack
 
     def is_bound(self, protocol: int, address: bytes, port: int) -> bool:
         """Whether any TCP or UDP socket has this local port, on this address or on all of them.
@@ -161,58 +167,73 @@ class SockDiag:
     def _find(
         self, family: int, protocol: int, sport: bytes, dport: bytes, source: bytes, destination: bytes
     ) -> Socket | None:
-        try:
-            self._socket.send(self._request(family, protocol, sport, dport, source, destination))
-            length, kind = self._receive()
-        except OSError as error:
-            raise self._failure(error.errno) from error
+        self._ask(NLM_F_REQUEST, family, protocol, sport, dport, source, destination)
+        self._receive()
+        length, kind, _, _, state, _, interface, cookie, uid, inode = unpack_answer(self._answer)
         if kind == NLMSG_ERROR:
-            code = -ERROR.unpack_from(self._answer, HEADER.size)[0]
+            code = -unpack_errno(self._answer, ERRNO_AT)[0]
             if code == errno.ENOENT:
                 self._missed += 1
                 return None
             raise self._failure(code)
         self._found += 1
-        return _parse(self._answer, HEADER.size, length)[3]
+        cgroup = self._attribute(INET_DIAG_CGROUP_ID, 0, length)
+        return Socket(inode, uid, cookie, state, cgroup and unpack_u64(self._answer, cgroup)[0], interface)
 
-    def _dump_udp(self, family: int, port: bytes) -> Iterator[tuple[bytes, bytes, bytes, Socket]]:
-        """Local address, remote port and address, and the socket itself, of each on this local port."""
-        request = self._request(family, socket.IPPROTO_UDP, port, NO_PORT, b"", b"")[HEADER.size :]
-        for _, body in self._dumps.dump("sock_diag", SOCK_DIAG_BY_FAMILY, request):
-            yield _parse(body, 0, len(body))
+    def _dump_udp(self, family: int, port: bytes) -> Iterator[tuple[bytes, bool, Socket]]:
+        """Local address, whether it is for IPv6 alone, and the socket itself, of each on this port."""
+        self._ask(NLM_F_REQUEST | NLM_F_DUMP, family, socket.IPPROTO_UDP, port, NO_PORT, b"", b"")
+        answer = self._answer
+        while True:
+            size, at = self._receive(), 0
+            while at < size:
+                length, kind, _ = unpack_header(answer, at)
+                if kind == NLMSG_DONE:
+                    return
+                if kind == NLMSG_ERROR:
+                    raise self._failure(-unpack_errno(answer, at + ERRNO_AT)[0])
+                _, _, _, _, state, local, interface, cookie, uid, inode = unpack_answer(answer, at)
+                cgroup = self._attribute(INET_DIAG_CGROUP_ID, at, length)
+                only = self._attribute(INET_DIAG_SKV6ONLY, at, length)
+                if interface in (0, self.interface):
+                    cgroup_id = cgroup and unpack_u64(answer, cgroup)[0]
+                    yield local, bool(only and answer[only]), Socket(inode, uid, cookie, state, cgroup_id, interface)
+                at += length + 3 & ~3
 
-    def _request(
-        self, family: int, protocol: int, sport: bytes, dport: bytes, source: bytes, destination: bytes
-    ) -> bytes:
+    def _ask(
+        self, flags: int, family: int, protocol: int, sport: bytes, dport: bytes, source: bytes, destination: bytes
+    ) -> None:
         self._sequence = self._sequence % 0xFFFFFFFF + 1
-        return pack_request(
-            REQUEST_SIZE, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, self._sequence, 0,
+        request = pack_request(
+            REQUEST_SIZE, SOCK_DIAG_BY_FAMILY, flags, self._sequence, 0,
             family, protocol, 0, ALL_STATES, sport, dport, source, destination, self.interface, NO_COOKIE,
         )  # fmt: skip
+        try:
+            self._socket.send(request)
+        except OSError as error:
+            raise self._failure(error.errno) from error
 
-    def _receive(self) -> tuple[int, int]:
-        """Length and type of the answer to the request just sent, in `_answer`. It lies there already."""
+    def _receive(self) -> int:
+        """Size of the answer to the request just sent, in `_answer`. It lies there already."""
         while True:
-            self._socket.recv_into(self._answer)
-            length, kind, _, sequence, _ = HEADER.unpack_from(self._answer)
-            if sequence == self._sequence:
-                return length, kind
-            self._stale += 1
+            try:
+                size = self._socket.recv_into(self._answer)
+            except OSError as error:
+                raise self._failure(error.errno) from error
+            if unpack_header(self._answer)[2] == self._sequence:
+                return size
+            self._stale += 1  # of a dump that was given up midway
+
+    def _attribute(self, wanted: int, at: int, length: int) -> int | None:
+        """Where the value of an attribute lies, in the answer at `at`."""
+        place, end = at + ATTRIBUTES_AT, at + length
+        while place < end:
+            size, kind = unpack_attribute(self._answer, place)
+            if kind == wanted:
+                return place + 4
+            place += max(size, 4) + 3 & ~3
+        return None
 
     def _failure(self, code: int | None) -> KernelError:
         self._failed += 1
         return KernelError(f"sock_diag: {os.strerror(code or 0)}")
-
-
-def _parse(answer: bytes | bytearray, at: int, end: int) -> tuple[bytes, bytes, bytes, Socket]:
-    """Local address, remote port and address, and the socket, of the inet_diag_msg at `at`."""
-    state, _, remote_port, local, remote, interface, cookie, uid, inode = unpack_answer(answer, at)
-    cgroup_id = None
-    attribute = at + ATTRIBUTES_AT
-    while attribute < end:
-        size, kind = ATTRIBUTE.unpack_from(answer, attribute)
-        if kind == INET_DIAG_CGROUP_ID:
-            (cgroup_id,) = unpack_u64(answer, attribute + ATTRIBUTE.size)
-            break
-        attribute += max(size, ATTRIBUTE.size) + 3 & ~3
-    return local, remote_port, remote, Socket(inode, uid, cookie, state, cgroup_id, interface)
