@@ -7,15 +7,16 @@ Some facts about TUN:
 - TUN_F_TSO* without TUN_F_CSUM is refused; an unknown flag refuses the whole set with EINVAL
   (drivers/net/tun.c, set_offload), so the sets are tried from the richest to the plainest.
 - python-pytun creates the device and no more: its read() allocates, its file descriptor is blocking and
-  inheritable. We use os.readv and os.writev on it.
+  inheritable. We read and write that by io.FileIO, which tells "nothing there" by None: an exception for
+  it would cost as much as a packet.
 - The device goes with its last file descriptor, so a killed process leaves none behind.
 """
 
 import errno
 import fcntl
+import io
 import os
 import struct
-from collections.abc import Sequence
 from types import TracebackType
 
 import pytun
@@ -59,6 +60,9 @@ class Tun:
         os.set_inheritable(self._fd, False)
         fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.SIZE))
         self.offloads = self._negotiate()
+        self._file = io.FileIO(self._fd, "r+", closefd=False)
+        # Reads one packet into a buffer: bytes in all, virtio header included, or None where there is none just now.
+        self.read_into = self._file.readinto
         self.dropped = 0
 
     def _negotiate(self) -> str:
@@ -76,22 +80,17 @@ class Tun:
         """The file descriptor, to wait on."""
         return self._fd
 
-    def read_into(self, buffers: Sequence[Buffer]) -> int:
-        """Read one packet: bytes in all, virtio header included, or 0 where there is none just now."""
-        try:
-            return os.readv(self._fd, buffers)
-        except BlockingIOError:
-            return 0
-
-    def write(self, buffers: Sequence[bytes | Buffer]) -> bool:
+    def write(self, packet: bytes | Buffer) -> bool:
         """Write one packet, virtio header first. False, and counted, where the kernel does not take it.
 
         It refuses packets while the device is down (EIO), malformed ones (EINVAL), and any while memory
         is short (ENOBUFS, ENOMEM, EAGAIN): each of them ends as a dropped packet would on a wire.
         """
         try:
-            os.writev(self._fd, buffers)
+            taken = self._file.write(packet)
         except OSError:
+            taken = None
+        if taken is None:
             self.dropped += 1
             return False
         return True

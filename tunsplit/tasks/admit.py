@@ -29,7 +29,7 @@ from tunsplit.errors import KernelError
 from tunsplit.kernel.tun import Tun
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
-from tunsplit.tasks.side import HEADROOM, frame_buffer
+from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.wire import craft, icmp, vnet
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP, parse_untrusted
@@ -287,7 +287,7 @@ class Admit:
 
     def _send(self, rewrite: Rewrite, header: bytes | bytearray, packet: bytes | bytearray) -> None:
         frame = self._frame
-        frame[: vnet.SIZE] = header
+        frame[HEADER:HEADROOM] = header
         frame[HEADROOM : HEADROOM + len(packet)] = packet
         rewrite.device.send(frame, len(packet), rewrite)  # type: ignore[attr-defined]  # opaque to the engine
 
@@ -311,7 +311,7 @@ class Admit:
 
     def _write(self, packet: bytearray | None) -> None:
         if packet is not None:
-            self._tun.write((vnet.NONE, packet))
+            self._tun.write(vnet.NONE + packet)
 
 
 def app_of(attribution: Attribution) -> App | None:

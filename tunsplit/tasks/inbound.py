@@ -8,19 +8,19 @@ from tunsplit.engine.nat import Direction
 from tunsplit.engine.slowpath import SlowPath, Unknown
 from tunsplit.kernel.tun import Tun
 from tunsplit.tasks.outbound import BATCH
-from tunsplit.tasks.side import ETHERNET, HEADROOM, SideDevice, frame_buffer
+from tunsplit.tasks.side import ETHERNET, HEADER, HEADROOM, SideDevice, frame_buffer
 from tunsplit.wire import vnet
 from tunsplit.wire.ip import unpack_u16
 
-_MAY_BE_PADDED = 60  # Ethernet's shortest frame without its checksum
+MAY_BE_PADDED = 60  # Ethernet's shortest frame without its checksum
 
 
 async def pump(device: SideDevice, tun: Tun, direction: Direction, slow: SlowPath, counters: Counter[str]) -> None:
     """Carry replies from one device to the tun, until cancelled or the device is gone."""
     frame = frame_buffer()
     ethernet = device.socket.ethernet
-    start = 0 if ethernet else ETHERNET
-    received, header, packet = frame[start:], frame[start : start + vnet.SIZE], frame[HEADROOM:]
+    start = 0 if ethernet else HEADER
+    received, packet = frame[start:], frame[HEADROOM:]
     before = HEADROOM - start
     read_into, translate, write = device.socket.read_into, direction.translate, tun.write
     while True:
@@ -35,24 +35,22 @@ async def pump(device: SideDevice, tun: Tun, direction: Direction, slow: SlowPat
             if not size:
                 break
             size -= before
-            if size < _MAY_BE_PADDED:
-                size = _without_padding(packet, size)
-            if translate(packet, size, not header[0] & vnet.NEEDS_CSUM, now) is not None:
-                if ethernet:
-                    vnet.shift(header, -ETHERNET)
-                write((header, packet[:size]))
-                continue
             if ethernet:
-                vnet.shift(header, -ETHERNET)
-            outcome = slow.translate_untrusted(bytes(header), bytes(packet[: max(size, 0)]), now)
+                vnet.move(frame, 0, frame, HEADER, -ETHERNET)
+            if size < MAY_BE_PADDED:
+                size = without_padding(packet, size)
+            if translate(packet, size, not frame[HEADER] & vnet.NEEDS_CSUM, now) is not None:
+                write(frame[HEADER : HEADROOM + size])
+                continue
+            outcome = slow.translate_untrusted(bytes(frame[HEADER:HEADROOM]), bytes(packet[:size]), now)
             if isinstance(outcome, Unknown):
                 counters["inbound_no_flow"] += 1
                 continue
             for ready in outcome:
-                write((ready.vnet, ready.packet))
+                write(ready.vnet + ready.packet)
 
 
-def _without_padding(packet: memoryview, size: int) -> int:
+def without_padding(packet: memoryview, size: int) -> int:
     """The packet's own length, where a short frame was padded; never more than there is."""
     if size >= 20 and packet[0] >> 4 == 4:
         return min(size, int(unpack_u16(packet, 2)[0]))

@@ -17,12 +17,14 @@ from tunsplit.kernel.packet import PacketSocket
 from tunsplit.wire import vnet
 
 ETHERNET = 14  # bytes of an Ethernet header
-HEADROOM = vnet.SIZE + ETHERNET  # where the IP packet starts in a frame buffer
+# A frame buffer: room for an Ethernet header, the virtio header as the tun has it, the IP packet. On a device
+# with link layer the virtio header goes to the very front, and the Ethernet header between the two.
+HEADER = ETHERNET
+HEADROOM = HEADER + vnet.SIZE
 FRAME = HEADROOM + 65536
 MOST_WAITING = 64  # packets a next hop
 MOST_NEXT_HOPS = 1024
 MOST_KNOWN = 8192  # neighbours; the kernel keeps 1024 of each family (gc_thresh3)
-MOST_HDR_LEN = 0xFFFF - ETHERNET
 _ETHERTYPE = {4: b"\x08\x00", 6: b"\x86\xdd"}
 
 
@@ -61,6 +63,7 @@ class SideDevice:
         self.narrow = False  # whether the tun lets packets through that are too big for this device
         self.counters: Counter[str] = Counter()
         self._ethernet = socket.ethernet
+        self._send = socket.send
         self._resolve = resolve
         self._too_big = too_big
         self._unreachable = unreachable
@@ -88,7 +91,7 @@ class SideDevice:
                 self._resolve(self.link.index, address)
 
     def _send_ethernet(self, frame: memoryview, size: int, rewrite: Rewrite) -> None:
-        """Send the packet at HEADROOM in `frame`, its virtio header at 0; what is in front of it is overwritten."""
+        """Send the packet of `size` bytes in a frame buffer; what is in front of it is overwritten."""
         next_hop: NextHop = rewrite.next_hop  # type: ignore[assignment]  # opaque to the engine
         if self.narrow and size > self.mtu and not self._fits(frame, size):
             self._too_big(rewrite, bytes(frame[HEADROOM : HEADROOM + size]), self.mtu)
@@ -96,21 +99,16 @@ class SideDevice:
         if (ethernet := next_hop.ethernet) is None:
             self._wait(frame, size, rewrite, next_hop)
             return
-        flags, gso_type, header_length, gso_size, checksum_start, checksum_offset = vnet.unpack(frame)
-        if flags & vnet.NEEDS_CSUM or gso_type:
-            vnet.pack(
-                frame,
-                0,
-                flags,
-                gso_type,
-                min(header_length, MOST_HDR_LEN) + ETHERNET,
-                gso_size,
-                checksum_start + ETHERNET,
-                checksum_offset,
-            )
-        frame[vnet.SIZE : HEADROOM] = ethernet
+        flags, gso_type, header_length, gso_size, checksum_start, checksum_offset = vnet.unpack(frame, HEADER)
+        if flags & vnet.NEEDS_CSUM:
+            checksum_start += ETHERNET
+        if gso_type:
+            header_length = min(header_length + ETHERNET, 0xFFFF)
+        vnet.pack_ethernet(
+            frame, 0, flags, gso_type, header_length, gso_size, checksum_start, checksum_offset, ethernet
+        )
         try:
-            self.socket.send(frame[: HEADROOM + size])
+            self._send(frame[: HEADROOM + size])
         except OSError as error:
             self.counters[f"send_{error.errno}"] += 1
 
@@ -119,14 +117,13 @@ class SideDevice:
         if self.narrow and size > self.mtu and not self._fits(frame, size):
             self._too_big(rewrite, bytes(frame[HEADROOM : HEADROOM + size]), self.mtu)
             return
-        frame[ETHERNET:HEADROOM] = frame[: vnet.SIZE]
         try:
-            self.socket.send(frame[ETHERNET : HEADROOM + size])
+            self._send(frame[HEADER : HEADROOM + size])
         except OSError as error:
             self.counters[f"send_{error.errno}"] += 1
 
     def _fits(self, frame: memoryview, size: int) -> bool:
-        _, gso_type, _, gso_size, checksum_start, checksum_offset = vnet.unpack(frame)
+        _, gso_type, _, gso_size, checksum_start, checksum_offset = vnet.unpack(frame, HEADER)
         if not gso_type:
             return size <= self.mtu
         # The kernel does not compare gso_size with the MTU: oversize segments would leave, and vanish on the way.

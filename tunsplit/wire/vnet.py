@@ -16,20 +16,24 @@ unpack = struct.Struct("<BBHHHH").unpack_from
 pack = struct.Struct("<BBHHHH").pack_into
 
 
+# The header and an Ethernet header after it.
+pack_ethernet = struct.Struct("<BBHHHH14s").pack_into
+
+
 def shift(header: bytearray | memoryview, by: int) -> None:
     """Move what counts from the start of the frame by `by` bytes, in place."""
-    flags, gso_type, header_length, gso_size, checksum_start, checksum_offset = unpack(header)
+    move(header, 0, header, 0, by)
+
+
+def move(source: bytearray | memoryview, at: int, target: bytearray | memoryview, to: int, by: int) -> None:
+    """Write the header at `at` of `source` to `to` of `target`, for a frame that is `by` bytes longer in front."""
+    flags, gso_type, header_length, gso_size, checksum_start, checksum_offset = unpack(source, at)
     if flags & NEEDS_CSUM:
         checksum_start += by
     if gso_type:
         header_length += by
-    pack(
-        header,
-        0,
-        flags,
-        gso_type,
-        min(max(header_length, 0), 0xFFFF),
-        gso_size,
-        max(checksum_start, 0),
-        checksum_offset,
-    )
+    pack(target, to, flags, gso_type, _fit(header_length), gso_size, _fit(checksum_start), checksum_offset)
+
+
+def _fit(value: int) -> int:
+    return min(max(value, 0), 0xFFFF)

@@ -1,0 +1,81 @@
+"""Two namespaces and one veth pair: the kernel's direct path, and tunsplit in its place.
+
+Shared by the benchmarks. The host's only way out is eth0; the tunnel is absent, so only the excluded copy of a
+program gets anywhere: by tunsplit, with full attribution and NAT.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunsplit.lab.netns import Namespace, create, delete
+
+SERVER = {4: "198.51.100.1", 6: "2001:db8:100::1"}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Link:
+    """`host` and `net`, joined by eth0; `directory` holds copies of programs and the configuration."""
+
+    host: Namespace
+    net: Namespace
+    directory: Path
+
+    def copy(self, program: str) -> str:
+        """A copy of a program, excluded by the configuration of `tunsplit`."""
+        found = shutil.which(program)
+        if found is None:
+            sys.exit(f"{program} is not installed")
+        return shutil.copy(found, self.directory / program)
+
+    @contextmanager
+    def background(self, namespace: Namespace, argv: list[str], **options: object) -> Iterator[subprocess.Popen[str]]:
+        """Run a program beside the block."""
+        with subprocess.Popen(namespace.command(argv), text=True, **options) as process:  # type: ignore[call-overload]
+            try:
+                yield process
+            finally:
+                process.terminate()
+
+    @contextmanager
+    def tunsplit(self) -> Iterator[int]:
+        """Run tunsplit in the host, from ready on; its pid."""
+        config = self.directory / "tunsplit.toml"
+        config.write_text(
+            f'[tunnel]\ninterface = "wg0"\nendpoint = "none"\n[log]\nlevel = "warning"\n'
+            f'[control]\nsocket = "{self.directory}/tunsplit.sock"\n[[app]]\npath = "{self.directory}/*"\n'
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        argv = [sys.executable, "-m", "tunsplit", "run", "-c", str(config)]
+        with self.background(self.host, argv, stdout=subprocess.PIPE, env=environment) as process:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                sys.exit("tunsplit did not start")
+            yield process.pid
+
+
+@contextmanager
+def open_link() -> Iterator[Link]:
+    """Build it; gone afterwards."""
+    names = [f"tsbench{os.getpid()}{end}" for end in "hn"]
+    create(names)
+    try:
+        host, net = (Namespace(name) for name in names)
+        for namespace in (host, net):
+            namespace.sysctl({"net/ipv6/conf/all/accept_dad": 0, "net/ipv6/conf/default/accept_dad": 0})
+        host.ip(f"link add eth0 type veth peer name eth0 netns {net.name}")
+        host.ip("link set lo up\nlink set eth0 up\naddr add 192.0.2.2/24 dev eth0\naddr add 2001:db8::2/64 dev eth0 nodad")
+        net.ip("link set lo up\nlink set eth0 up\naddr add 192.0.2.1/24 dev eth0\naddr add 2001:db8::1/64 dev eth0 nodad")
+        net.ip(f"addr add {SERVER[4]}/32 dev lo\naddr add {SERVER[6]}/128 dev lo nodad")
+        host.ip("route add default via 192.0.2.1\nroute add default via 2001:db8::1")
+        with tempfile.TemporaryDirectory(prefix="tsbench") as directory:
+            yield Link(host, net, Path(directory))
+    finally:
+        delete(names)
