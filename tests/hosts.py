@@ -211,6 +211,17 @@ def new_namespace() -> int:
 
 
 @contextmanager
+def own_namespace() -> Iterator[None]:
+    """Put this thread into a new network namespace for the while."""
+    namespace = new_namespace()
+    try:
+        with entered(namespace):
+            yield
+    finally:
+        os.close(namespace)
+
+
+@contextmanager
 def entered(namespace: int) -> Iterator[None]:
     """Put this thread into a network namespace for the while."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -1,0 +1,112 @@
+"""The tables' text: what is in it, and that nft takes every variant of it."""
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from tests.hosts import own_namespace
+from tunsplit.engine.ruleset import RulesetFacts, rulesets
+from tunsplit.errors import KernelError
+from tunsplit.kernel import nft
+
+RELAY, RELAY6 = ip_address("203.0.113.10"), ip_address("2001:db8:113::10")
+TYPICAL = RulesetFacts(
+    uplinks=("eth0",),
+    tunnel="wg0",
+    tun_addresses=(ip_address("10.128.0.1"), ip_address("2001:2:0:5::1")),
+    tunnel_addresses=(ip_address("10.64.0.2"), ip_address("fd64::2")),
+    fwmark=51820,
+    endpoints=((RELAY, 17, 51820),),
+)
+LAN = replace(
+    TYPICAL,
+    lan_allow=True,
+    lan_networks=(ip_network("192.168.50.0/24"), ip_network("fd50::/64")),
+    lan_holes=(ip_network("192.168.50.9/32"),),
+)
+VARIANTS = {
+    "typical": TYPICAL,
+    "lan": LAN,
+    "discovery": replace(LAN, lan_discovery=True),
+    "lan without an uplink": replace(LAN, uplinks=(), lan_networks=(), lan_holes=()),
+    "overlapping local networks": replace(LAN, lan_networks=(ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16"))),
+    "no uplink": replace(TYPICAL, uplinks=()),
+    "two uplinks": replace(TYPICAL, uplinks=("eth0", "wlan0")),
+    "no firewall": replace(TYPICAL, firewall=False),
+    "no addresses": replace(TYPICAL, tun_addresses=(), tunnel_addresses=()),
+    "mark alone": replace(TYPICAL, endpoints=()),
+    "endpoints": replace(TYPICAL, fwmark=None, endpoints=((RELAY, 17, 1194), (RELAY6, 6, 443)), transport_uids=(0, 99)),
+    "no transport": replace(TYPICAL, fwmark=None, endpoints=()),
+    "odd names": replace(TYPICAL, uplinks=("br-lan.7@x", "a:b+c"), tunnel="tun=0"),
+}
+
+
+def chain(name: str, facts: RulesetFacts = TYPICAL) -> list[str]:
+    """The rules of a chain."""
+    body = rulesets(facts)["inet"]
+    return body.split(f"chain {name} {{\n", 1)[1].split("}\n", 1)[0].replace("\t", "").splitlines()
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("facts", VARIANTS.values(), ids=VARIANTS)
+def test_nft_takes_it_and_takes_it_again(facts):
+    with own_namespace():
+        nft.apply(rulesets(facts), anew=True)
+        first = nft.listing(), nft.listing("arp")
+        nft.apply(rulesets(facts), anew=False)
+
+        assert first == (nft.listing(), nft.listing("arp"))
+
+
+@pytest.mark.parametrize("name", ['eth"0', "eth*", "e\\0", "a{b}", "a;b", ""])
+def test_a_name_that_nft_cannot_hold_is_an_error_and_no_rule(name):
+    with pytest.raises(KernelError, match="rename the device"):
+        rulesets(replace(TYPICAL, uplinks=(name,)))
+
+
+def test_the_reject_chain_alone_is_left_out_without_the_firewall():
+    with_it, without = rulesets(TYPICAL)["inet"], rulesets(replace(TYPICAL, firewall=False))["inet"]
+
+    assert with_it.startswith(without)
+    assert with_it.removeprefix(without).startswith("chain outgoing {")
+
+
+def test_options_and_routing_headers_come_before_anything_of_an_app_is_accepted():
+    rules = chain("may_leave", LAN)
+    header = rules.index("ip hdrlength > 5 return")
+
+    assert [True, True] == ["mld" in rules[0], "igmp" in rules[1]]
+    assert 2 == header
+
+
+def test_names_come_before_the_local_network():
+    rules = chain("may_leave", LAN)
+    names = rules.index("meta l4proto { tcp, udp } th dport { 53, 853 } return")
+
+    assert all("lan" not in rule and "192.168" not in rule for rule in rules[:names])
+    assert [rule for rule in rules[names:] if "192.168.50.0/24" in rule]
+
+
+def test_the_local_network_takes_the_uplinks_own_address_only():
+    accepted = [rule for rule in chain("may_leave", LAN) if "fib saddr . oif type local accept" in rule]
+
+    assert 4 == len(accepted)
+    assert all(rule.startswith('oifname { "eth0" }') for rule in accepted)
+
+
+def test_the_transport_is_exact():
+    assert ['oifname { "eth0" } meta mark 0xca6c ip daddr 203.0.113.10 meta l4proto 17 th dport 51820 accept'] == [
+        rule for rule in chain("may_leave") if "ca6c" in rule
+    ]
+
+
+def test_a_foreign_owner_is_refused_before_the_endpoint_is_accepted():
+    rules = [rule for rule in chain("may_leave", VARIANTS["endpoints"]) if "1194" in rule]
+
+    assert ["meta skuid != { 0, 99 } return", "1194 accept"] == [rules[0][-30:], rules[1][-11:]]
+
+
+def test_discovery_is_refused_unless_it_is_allowed():
+    assert [rule for rule in chain("may_leave", LAN) if "5355" in rule]
+    assert not [rule for rule in chain("may_leave", VARIANTS["discovery"]) if "5355" in rule]
