@@ -41,9 +41,9 @@ async def run(console: Console) -> int:
         )
         async with lab.tunsplit(config) as daemon, lab.observe(lab.internet, "eth0") as internet:
             outcomes = [
-                await _try(lab, internet, program, trial)
+                await try_out(lab, internet, program, trial)
                 for program in (excluded, included)
-                for trial in _plan(lab, program, excluded=program == excluded)
+                for trial in plan(lab, program, excluded=program == excluded)
             ]
             console.print(tabulate(outcomes))
             flow = await _get_live_flow(lab, daemon, excluded)
@@ -71,7 +71,8 @@ def describe_tunnel(lab: Lab) -> str:
     }[lab.tunnel_kind]
 
 
-def _plan(lab: Lab, program: Path, *, excluded: bool) -> list[Trial]:
+def plan(lab: Lab, program: Path, *, excluded: bool) -> list[Trial]:
+    """All that one app is to try, and what is to be seen then."""
     return [
         Trial(
             program.name,
@@ -89,7 +90,8 @@ def _command(program: Path, *words: str) -> Sequence[str | os.PathLike[str]]:
     return [program, "-I", "-S", CLIENT, *words]
 
 
-async def _try(lab: Lab, internet: Observer, program: Path, trial: Trial) -> Outcome:
+async def try_out(lab: Lab, internet: Observer, program: Path, trial: Trial) -> Outcome:
+    """Run the client once, and look on both sides and at the server's wire."""
     observers = (lab.uplink, lab.tunnel, internet)
     for observer in observers:
         observer.clear()

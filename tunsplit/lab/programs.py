@@ -85,14 +85,21 @@ async def background() -> AsyncGenerator[trio.Nursery]:
     async with trio.open_nursery() as nursery:
         try:
             yield nursery
-        except trio.Cancelled:
-            raise
         except BaseException as exception:
-            error = exception
+            error = _get_error(exception)
+            if error is None:
+                raise
         finally:
             nursery.cancel_scope.cancel()
     if error is not None:
         raise error
+
+
+def _get_error(exception: BaseException) -> BaseException | None:
+    """What is left of an exception without trio's own cancellations, which are the nursery's to catch."""
+    if isinstance(exception, BaseExceptionGroup):
+        return exception.split(trio.Cancelled)[1]
+    return None if isinstance(exception, trio.Cancelled) else exception
 
 
 class Program:
