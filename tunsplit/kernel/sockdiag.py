@@ -35,6 +35,8 @@ INET_DIAG_CGROUP_ID = 21  # since Linux 5.7: the inode of the cgroup's directory
 # linux/tcp.h; UDP sockets are ESTABLISHED when connected, else CLOSE.
 ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 2, 3, 6, 7, 10
 
+OPTIONS = "the kernel needs CONFIG_INET_DIAG and CONFIG_INET_UDP_DIAG"
+
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
 
 # nlmsghdr: length · type · flags · sequence · port, then
@@ -85,7 +87,12 @@ class SockDiag:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
             self._socket.setblocking(False)
         except OSError as error:
-            raise KernelError(f"sock_diag: {error.strerror} (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG)") from error
+            raise KernelError(f"sock_diag: {error.strerror} ({OPTIONS})") from error
+        try:
+            self._prove()
+        except KernelError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the netlink socket back."""
@@ -163,6 +170,17 @@ class SockDiag:
     def statistics(self) -> dict[str, int]:
         """How many requests found a socket, found none, failed; how many late answers were thrown away."""
         return {"found": self._found, "missed": self._missed, "failed": self._failed, "stale": self._stale}
+
+    def _prove(self) -> None:
+        """Find sockets of our own: a kernel that lacks a protocol's half of sock_diag finds none, and says no more."""
+        for kind, protocol in ((socket.SOCK_DGRAM, socket.IPPROTO_UDP), (socket.SOCK_STREAM, socket.IPPROTO_TCP)):
+            with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as own:
+                own.bind(("", 0))
+                if protocol == socket.IPPROTO_TCP:
+                    own.listen()
+                found = self.find(protocol, bytes(8) + own.getsockname()[1].to_bytes(2) + NO_PORT)
+                if found is None or found.inode != os.fstat(own.fileno()).st_ino:
+                    raise KernelError(f"sock_diag does not find a socket of our own ({OPTIONS})")
 
     def _find(
         self, family: int, protocol: int, sport: bytes, dport: bytes, source: bytes, destination: bytes

@@ -1,0 +1,130 @@
+"""Ping and raw sockets are found in their tables."""
+
+import socket
+import sys
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.apps import FAR4, FAR6, OWN4, OWN6, inode, own_network
+from tunsplit.errors import KernelError
+from tunsplit.kernel.procnet import TableSocket, find_ping, find_raw, parse_table
+
+ICMP, ICMPV6 = socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6
+V4, V6 = socket.AF_INET, socket.AF_INET6
+
+HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref\n"
+
+
+@pytest.fixture
+def tun():
+    with own_network() as descriptor:
+        yield descriptor
+
+
+def packed(address):
+    return socket.inet_pton(V6 if ":" in address else V4, address)
+
+
+def ping(address, identifier):
+    family = V6 if ":" in address else V4
+    sock = socket.socket(family, socket.SOCK_DGRAM, ICMPV6 if family == V6 else ICMP)
+    sock.bind((address, identifier))
+    return sock
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(
+    ("version", "own", "bound"), [(4, OWN4, "0.0.0.0"), (4, OWN4, OWN4), (6, OWN6, "::"), (6, OWN6, OWN6)]
+)
+def test_a_ping_socket_is_found_by_its_identifier(tun, version, own, bound):
+    with ping(bound, 777) as sock, ping(bound, 778):
+        assert [inode(sock)] == [row.inode for row in find_ping(version, 777, packed(own))]
+
+
+@pytest.mark.netns
+def test_a_ping_socket_of_another_address_is_not_the_sender(tun):
+    with ping("127.0.0.1", 777):
+        assert [] == find_ping(4, 777, packed(OWN4))
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(("version", "own", "far", "protocol"), [(4, OWN4, FAR4, ICMP), (6, OWN6, FAR6, ICMPV6)])
+def test_raw_sockets_are_found_by_protocol_address_and_peer(tun, version, own, far, protocol):
+    family = V6 if version == 6 else V4
+
+    def raw(number=protocol):
+        return socket.socket(family, socket.SOCK_RAW, number)
+
+    with raw() as anywhere, raw() as bound, raw() as connected, raw() as elsewhere, raw() as other_peer, raw(47):
+        bound.bind((own, 0))
+        connected.connect((far, 0))
+        elsewhere.bind(("::1" if version == 6 else "127.0.0.1", 0))
+        other_peer.connect((own, 0))
+        found = find_raw(version, protocol, packed(own), packed(far))
+        assert {inode(one) for one in (anywhere, bound, connected)} == {row.inode for row in found}
+
+
+@pytest.mark.netns
+def test_nobody_pings_in_a_new_namespace(tun):
+    assert [] == find_ping(4, 777, packed(OWN4)) + find_raw(6, ICMPV6, packed(OWN6), packed(FAR6))
+
+
+def test_a_kernel_without_a_table_has_no_such_sockets(monkeypatch, tmp_path):
+    monkeypatch.setattr("tunsplit.kernel.procnet.TABLES", tmp_path)
+    assert [] == find_ping(6, 777, packed(OWN6))
+
+
+def test_a_table_that_cannot_be_read_is_an_error(monkeypatch, tmp_path):
+    (tmp_path / "icmp").mkdir()
+    monkeypatch.setattr("tunsplit.kernel.procnet.TABLES", tmp_path)
+    with pytest.raises(KernelError, match="/proc/net/icmp: Is a directory"):
+        find_ping(4, 777, packed(OWN4))
+
+
+def shown(address):
+    words = [int.from_bytes(address[at : at + 4], sys.byteorder) for at in range(0, len(address), 4)]
+    return "".join(f"{word:08X}" for word in words)
+
+
+def line(row):
+    return (
+        f"{row.number % 64:5}: {shown(row.local)}:{row.number:04X} {shown(row.remote)}:0000 07 00000000:00000000"
+        f" 00:00000000 00000000 {row.uid:5}        0 {row.inode} 2 0000000041d8da0a 0"
+    )
+
+
+numbers = st.integers(0, 0xFFFFFFFF)
+rows = st.sampled_from((4, 16)).flatmap(
+    lambda size: st.builds(
+        TableSocket,
+        numbers,
+        numbers,
+        st.integers(0, 0xFFFF),
+        st.binary(min_size=size, max_size=size),
+        st.binary(min_size=size, max_size=size),
+    )
+)
+
+
+@given(st.lists(rows))
+def test_a_table_is_read_as_it_was_written(table):
+    assert table == parse_table(HEADER + "".join(line(row) + "      \n" for row in table))
+
+
+@given(st.text(), st.integers(0, 200))
+def test_a_table_of_nonsense_is_refused_or_empty(text, cut):
+    good = line(TableSocket(1, 2, 3, bytes(4), bytes(4)))
+    for table in (text, HEADER + text, HEADER + good[:cut]):
+        with suppress(KernelError):
+            parse_table(table)
+
+
+@pytest.mark.parametrize(
+    "row", ["1:", "1: 00:1 00000000:0 07 0 0 0 0 0 1", "1: 00000000:1 00000000:0 07 0 0 0 0 0 inode"]
+)
+def test_an_unknown_row_is_refused(row):
+    with pytest.raises(KernelError, match="unknown row"):
+        parse_table(HEADER + row)

@@ -1,0 +1,215 @@
+"""Sockets are found by what they send."""
+
+import socket
+from contextlib import closing
+
+import pytest
+
+from tests.apps import FAR4, OWN4, OWN6, TUN, connecting, flow, inode, key, own_network, udp
+from tunsplit.errors import KernelError
+from tunsplit.kernel import sockdiag
+from tunsplit.kernel.sockdiag import CLOSE, ESTABLISHED, LISTEN, SYN_SENT, SockDiag
+
+pytestmark = pytest.mark.netns
+
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+V4, V6 = socket.AF_INET, socket.AF_INET6
+
+
+@pytest.fixture
+def tun():
+    with own_network() as descriptor:
+        yield descriptor
+
+
+@pytest.fixture
+def diag(tun):
+    with closing(SockDiag(socket.if_nametoindex(TUN))) as sockets:
+        yield sockets
+
+
+def connected_pair(family, address):
+    with socket.create_server((address, 0), family=family) as server:
+        client = socket.create_connection(server.getsockname()[:2])
+        return client, server.accept()[0]
+
+
+@pytest.mark.parametrize(("family", "address"), [(V4, "127.0.0.1"), (V6, "::1")])
+def test_both_ends_of_a_connection_are_found(diag, family, address):
+    client, server = connected_pair(family, address)
+    with client, server:
+        for one in (client, server):
+            found = diag.find(TCP, key(family, *one.getsockname()[:2], *one.getpeername()[:2]))
+            assert (inode(one), ESTABLISHED) == (found.inode, found.state)
+
+
+@pytest.mark.parametrize(("version", "family"), [(4, V4), (4, V6), (6, V6)])
+def test_a_connecting_socket_is_found(diag, version, family):
+    with connecting(version=version, family=family) as sock:
+        found = diag.find(TCP, flow(sock, version=version))
+        assert (inode(sock), 0, SYN_SENT, 0) == (found.inode, found.uid, found.state, found.interface)
+
+
+@pytest.mark.parametrize(
+    ("family", "bound", "version"), [(V4, "", 4), (V4, OWN4, 4), (V6, "::", 4), (V6, "::", 6), (V6, OWN6, 6)]
+)
+def test_an_unconnected_udp_socket_is_found(diag, family, bound, version):
+    with udp(bound, family=family) as sock:
+        found = diag.find(UDP, flow(sock, version=version))
+        assert (inode(sock), CLOSE) == (found.inode, found.state)
+        assert [found] == diag.find_all(flow(sock, version=version))
+
+
+def test_a_connected_udp_socket_is_found(diag):
+    with udp() as sock:
+        sock.connect((FAR4, 80))
+        found = diag.find(UDP, flow(sock))
+        assert (inode(sock), ESTABLISHED) == (found.inode, found.state)
+
+
+@pytest.mark.parametrize("device", ["", TUN])
+def test_a_socket_that_is_bound_to_the_tun_is_found_like_any_other(diag, device):
+    with connecting(device=device) as sock:
+        assert inode(sock) == diag.find(TCP, flow(sock)).inode
+
+
+def test_no_socket_no_answer(diag):
+    with udp(port=80):  # bound to the remote port of the flow that is asked for
+        assert diag.find(UDP, key(V4, OWN4, 4000, FAR4, 80)) is None
+    assert diag.find(TCP, key(V4, OWN4, 4000, FAR4, 80)) is None
+    assert [] == diag.find_all(key(V6, OWN6, 4000, "2001:db8::1", 80))
+    assert {"found": 2, "missed": 2, "failed": 0, "stale": 0} == diag.statistics()
+
+
+@pytest.mark.parametrize("bound", ["0.0.0.0", OWN4])
+def test_a_listener_is_found_for_whoever_connects(diag, bound):
+    with socket.create_server((bound, 8080)) as server:
+        found = diag.find_listener(key(V4, OWN4, 8080, FAR4, 5555))
+        assert (inode(server), LISTEN) == (found.inode, found.state)
+    assert diag.find_listener(key(V4, OWN4, 8080, FAR4, 5555)) is None
+
+
+def test_everybody_on_a_udp_port_may_be_the_sender(diag):
+    reuse = (socket.SO_REUSEADDR,)
+    group = "224.0.0.251"
+    with (
+        udp("", 5353, options=reuse) as wildcard,
+        udp("", 5353, options=reuse) as connected,
+        udp(group, 5353, options=reuse) as multicast,
+        udp("127.0.0.1", 5353, options=reuse) as elsewhere,
+        udp("::", 5353, options=reuse, family=V6) as dual_stack,
+    ):
+        connected.connect((FAR4, 9))
+        found = diag.find_all(key(V4, OWN4, 5353, FAR4, 80))
+        everybody = {inode(one) for one in (wildcard, connected, multicast, elsewhere, dual_stack)}
+        assert everybody == {one.inode for one in found}
+
+
+def test_a_socket_for_ipv6_alone_sends_no_ipv4(diag):
+    with socket.socket(V6, socket.SOCK_DGRAM) as only6, udp("", 5353):
+        only6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        only6.bind(("::", 5353))
+        assert inode(only6) not in {one.inode for one in diag.find_all(key(V4, OWN4, 5353, FAR4, 80))}
+        assert [inode(only6)] == [one.inode for one in diag.find_all(key(V6, OWN6, 5353, "2001:db8::1", 80))]
+
+
+def test_a_socket_that_is_bound_to_another_device_is_no_sender(diag):
+    with socket.socket(V4, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        sock.bind(("", 5353))
+        assert [] == diag.find_all(key(V4, OWN4, 5353, FAR4, 80))
+
+
+def test_a_thousand_sockets_on_a_port_are_all_seen(diag):
+    sockets = [udp("", 5353, options=(socket.SO_REUSEADDR,)) for _ in range(1000)]
+    try:
+        assert {inode(one) for one in sockets} == {one.inode for one in diag.find_all(key(V4, OWN4, 5353, FAR4, 80))}
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def holder_of_port(kind, how):
+    """A socket that has port 50000 in one of the ways in which one can."""
+    sock = socket.socket(V6 if how == "dual-stack" else V4, kind)
+    if how == "device":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, TUN.encode())
+    sock.bind((OWN4 if how == "address" else "::" if how == "dual-stack" else "", 50000))
+    if how == "connected":
+        sock.setblocking(False)
+        sock.connect_ex((FAR4, 80))
+    if how == "listening":
+        sock.listen()
+    return sock
+
+
+@pytest.mark.parametrize("how", ["wildcard", "address", "dual-stack", "connected", "device"])
+@pytest.mark.parametrize(("protocol", "kind"), [(TCP, socket.SOCK_STREAM), (UDP, socket.SOCK_DGRAM)])
+def test_a_port_that_any_socket_has_is_bound(diag, protocol, kind, how):
+    address = socket.inet_pton(V4, OWN4)
+    with holder_of_port(kind, how):
+        assert diag.is_bound(protocol, address, 50000)
+    assert not diag.is_bound(protocol, address, 50000)
+
+
+def test_a_listeners_port_is_bound(diag):
+    with holder_of_port(socket.SOCK_STREAM, "listening"):
+        assert diag.is_bound(TCP, socket.inet_pton(V4, OWN4), 50000)
+
+
+def test_a_port_of_another_address_protocol_or_family_is_free(diag):
+    with udp("127.0.0.1", 50000):
+        assert not diag.is_bound(UDP, socket.inet_pton(V4, OWN4), 50000)
+        assert not diag.is_bound(TCP, socket.inet_pton(V4, "127.0.0.1"), 50000)
+        assert not diag.is_bound(UDP, socket.inet_pton(V6, OWN6), 50000)
+
+
+@pytest.mark.parametrize(("family", "address"), [(V4, "203.0.113.9"), (V6, "2001:db8:9::9")])
+def test_a_port_can_be_asked_for_on_an_address_that_the_host_has_just_lost(diag, family, address):
+    assert not diag.is_bound(UDP, socket.inet_pton(family, address), 50000)
+
+
+def test_what_the_kernel_refuses_is_an_error(diag, monkeypatch):
+    monkeypatch.setattr(sockdiag, "REQUEST_SIZE", 40)
+    with pytest.raises(KernelError, match=r"sock_diag: Invalid argument"):
+        diag.find(UDP, key(V4, OWN4, 4000, FAR4, 80))
+    assert 1 == diag.statistics()["failed"]
+
+
+def test_a_dump_that_was_given_up_does_not_answer_the_next_request(diag):
+    with udp("", 5353) as sock:
+        everybody = diag._dump_udp(V4, (5353).to_bytes(2))  # noqa: SLF001 -- what find_all reads to its end
+        next(everybody)
+        assert inode(sock) == diag.find(UDP, flow(sock)).inode
+        assert diag.statistics()["stale"] > 0
+
+
+def test_an_answer_that_was_lost_is_an_error_not_an_absence(diag, monkeypatch):
+    class Deaf:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def send(self, request):
+            return len(request)
+
+        def recv_into(self, buffer):
+            return self.inner.recv_into(buffer)
+
+        def close(self):
+            self.inner.close()
+
+    monkeypatch.setattr(diag, "_socket", Deaf(diag._socket))  # noqa: SLF001 -- the request never arrives
+    with pytest.raises(KernelError, match="temporarily unavailable"):
+        diag.find(UDP, key(V4, OWN4, 4000, FAR4, 80))
+
+
+def test_a_kernel_without_sock_diag_is_named(monkeypatch):
+    monkeypatch.setattr(sockdiag, "NETLINK_SOCK_DIAG", 31)
+    with pytest.raises(KernelError, match=r"Protocol not supported.+CONFIG_INET_DIAG"):
+        SockDiag()
+
+
+def test_a_kernel_with_half_of_sock_diag_is_named(tun, monkeypatch):
+    monkeypatch.setattr(SockDiag, "_find", lambda *_: None)
+    with pytest.raises(KernelError, match=r"does not find a socket of our own.+CONFIG_INET_DIAG"):
+        SockDiag()
