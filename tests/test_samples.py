@@ -1,5 +1,6 @@
 import configparser
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -42,11 +43,15 @@ def test_the_wireguard_sample_shows_every_key():
     }
 
 
-def test_the_unit_stays_closed_after_a_crash_and_sees_every_process():
+def unit_of_service() -> configparser.SectionProxy:
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's keys have capitals
     unit.read_string(sample("tunsplit.service"))
-    service = unit["Service"]
+    return unit["Service"]
+
+
+def test_the_unit_stays_closed_after_a_crash_and_sees_every_process():
+    service = unit_of_service()
 
     assert "tunsplit run" == service["ExecStart"]
     assert "notify" == service["Type"]
@@ -55,3 +60,23 @@ def test_the_unit_stays_closed_after_a_crash_and_sees_every_process():
     assert not {"PrivateNetwork", "PrivateUsers", "PrivateTmp", "PrivateDevices", "ProtectKernelTunables"} & set(
         service
     )
+
+
+@pytest.mark.netns
+async def test_the_daemon_splits_with_no_more_than_the_unit_grants(lab, tmp_path):
+    granted = unit_of_service()["CapabilityBoundingSet"].lower().replace("cap_", "+").split()
+    bounds = ",".join(["-all", *granted])
+    file = tmp_path / "tunsplit.toml"
+    file.write_text(lab.config(excluded=["/usr/bin/curl"]))
+    confined = ["setpriv", "--no-new-privs", f"--bounding-set={bounds}", f"--inh-caps={bounds}"]
+    curl = ["curl", "--silent", "--show-error", "--max-time", "10", "http://198.51.100.1/"]
+
+    async with lab.host.start([*confined, sys.executable, "-m", "tunsplit", "run", "-c", str(file)]) as daemon:
+        await daemon.wait_written("ready\n")
+        answer = await lab.host.run(curl)
+        await lab.uplink.settle()
+        await lab.tunnel.settle()
+
+    assert "192.168.50.2" == answer.stdout.strip()
+    assert [] != lab.uplink.seen(destination="198.51.100.1")
+    assert [] == lab.tunnel.seen(destination="198.51.100.1")
