@@ -19,6 +19,12 @@ def connect(kind: int, address: str, protocol: int = 0) -> socket.socket:
     return own
 
 
+def say(text: str) -> None:
+    """A line on stdout, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def ask_tcp(address: str) -> str:
     """What a TCP server says."""
     with connect(socket.SOCK_STREAM, address) as own:
@@ -42,12 +48,12 @@ def ask_icmp(address: str) -> str:
 
 
 def hold_tcp(address: str) -> str:
-    """Keep a connection open, and a little busy, until stdin ends."""
+    """Keep a connection open until stdin ends."""
     with connect(socket.SOCK_STREAM, address) as own:
         seen = own.makefile().readline().split()[0]
-        print(seen, flush=True)  # noqa: T201 - a program's answer
+        say(seen)
         sys.stdin.read()
-    return seen
+    return ""
 
 
 ASK = {"tcp": ask_tcp, "udp": ask_udp, "icmp": ask_icmp, "hold": hold_tcp}
@@ -57,5 +63,5 @@ if __name__ == "__main__":
         answer = ASK[sys.argv[1]](sys.argv[2])
     except OSError as error:
         sys.exit(os.strerror(error.errno) if error.errno else str(error))
-    if sys.argv[1] != "hold":
-        print(answer)  # noqa: T201
+    if answer:
+        say(answer)

@@ -149,7 +149,8 @@ class Program:
         self.process.kill()
         return await self.process.wait()
 
-    def _collect_from(self, nursery: trio.Nursery) -> None:
+    def collect(self, nursery: trio.Nursery) -> None:
+        """Read what it writes, in this nursery."""
         for number, stream in ((1, self.process.stdout), (2, self.process.stderr)):
             if stream is not None:
                 self._open += 1
@@ -170,7 +171,8 @@ class Program:
         self._news.set()
         self._news = trio.Event()
 
-    async def _wait_closed(self) -> None:
+    async def wait_closed(self) -> None:
+        """Wait until it, and whoever it left them to, has closed stdout and stderr."""
         while self._open:
             await self._news.wait()
 
@@ -188,7 +190,7 @@ async def start(
             argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
         )
         program = Program(argv, process)
-        program._collect_from(nursery)  # noqa: SLF001 - the other half of this function
+        program.collect(nursery)
         try:
             yield program
         finally:
@@ -198,7 +200,7 @@ async def start(
                 await program.stop()
                 # A child that it leaves behind may hold the pipes open for ever.
                 with trio.move_on_after(1):
-                    await program._wait_closed()  # noqa: SLF001
+                    await program.wait_closed()
 
 
 async def run(
