@@ -25,7 +25,7 @@ SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432
 FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
 FSCONFIG_CMD_CREATE = 6
 
-MOST_PIDS = 65536  # bytes read of a cgroup.procs: enough for 9,000 pids, and those beyond are found otherwise
+MOST_BYTES = 65536  # of a cgroup.procs: enough for 9,000 pids, and those beyond are found otherwise
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -57,7 +57,7 @@ class Cgroups:
         try:
             procs = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
             try:
-                text = os.read(procs, MOST_PIDS)
+                text = os.read(procs, MOST_BYTES)
             finally:
                 os.close(procs)
         except OSError:  # ENODEV: removed meanwhile; EOPNOTSUPP: a threaded cgroup lists no processes
@@ -83,9 +83,14 @@ def _mount_detached() -> int:
     context = _call(SYS_FSOPEN, b"cgroup2", FSOPEN_CLOEXEC)
     try:
         _call(SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
-        return _call(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
+        mount = _call(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
+    try:
+        # What fsmount() gives names a place only (O_PATH), and open_by_handle_at() wants an open directory.
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    finally:
+        os.close(mount)
 
 
 def _call(number: int, *arguments: object) -> int:

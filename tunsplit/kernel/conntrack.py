@@ -56,9 +56,9 @@ class Conntrack:
             self._socket = NetlinkSocket(NETLINK_NETFILTER)
             self.find(socket.IPPROTO_UDP, bytes(4), bytes(4), 0, 0)
         except Refused as error:
+            self.close()
             if error.errno not in ABSENT:
                 raise
-            self.close()
         except KernelError:  # no netfilter in this kernel
             self.close()
 

@@ -157,7 +157,7 @@ class Processes:
         key = (process.pid, process.start_time)
         known = self._ancestors.get(key)
         line = self._walk(process) if known is None else tuple([self._refresh(ancestor) for ancestor in known])
-        _store(self._ancestors, key, line)
+        _store(self._ancestors, key, line, CACHED)
         return line
 
     def read(self, pid: int) -> Process | None:
@@ -243,9 +243,9 @@ class Processes:
         for process, descriptor in found:
             # Once seen sharing, always searched for.
             key = (process.pid, process.start_time)
-            _store(self._alone, key, alone and self._alone.get(key, True))
+            _store(self._alone, key, alone and self._alone.get(key, True), CACHED)
             if alone:
-                _store(self._owners, inode, (process.pid, descriptor))
+                _store(self._owners, inode, (process.pid, descriptor), CACHED)
                 _store(self._recent, process.pid, descriptor, RECENT)
 
     def _walk(self, process: Process) -> tuple[Process, ...]:
@@ -350,7 +350,7 @@ def _read(path: str, directory: int | None = None) -> bytes:
         os.close(file)
 
 
-def _store(cache: dict[Key, Value], key: Key, value: Value, most: int = CACHED) -> None:
+def _store(cache: dict[Key, Value], key: Key, value: Value, most: int) -> None:
     cache.pop(key, None)
     if len(cache) >= most:
         del cache[next(iter(cache))]

@@ -1,0 +1,124 @@
+"""What the kernel tracks is found by either of its tuples."""
+
+import errno
+import socket
+import subprocess
+from contextlib import closing
+
+import pytest
+
+from tests.apps import own_network
+from tunsplit.errors import KernelError
+from tunsplit.kernel import conntrack
+from tunsplit.kernel.conntrack import Conntrack, Entry, Tuple
+from tunsplit.kernel.netlink import NetlinkSocket, Refused
+
+pytestmark = pytest.mark.netns
+
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+
+TRACKING = """
+table inet tracking {
+    chain output {
+        type filter hook output priority 0
+        ct state established accept
+    }
+}
+"""
+REDIRECT = """
+table inet elsewhere {
+    chain output {
+        type nat hook output priority -100
+        udp dport 53 redirect to :5353
+    }
+}
+"""
+
+
+@pytest.fixture
+def network():
+    with own_network():
+        yield
+
+
+@pytest.fixture
+def track(network):
+    with closing(Conntrack()) as found:
+        yield found
+
+
+def nft(ruleset):
+    subprocess.run(["nft", "-f", "-"], input=ruleset, text=True, check=True)
+
+
+def exchange(address, port=0, asked=None):
+    """A datagram from one socket to another: the ports of both."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as server, socket.socket(family, socket.SOCK_DGRAM) as client:
+        server.bind((address, port))
+        client.bind((address, 0))
+        client.sendto(b"?", (address, asked or server.getsockname()[1]))
+        return client.getsockname()[1], server.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_an_entry_is_found_from_both_ends(track, address):
+    nft(TRACKING)
+    client, server = exchange(address)
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    entry = Entry(Tuple(packed, packed, client, server), Tuple(packed, packed, server, client))
+    assert entry == track.find(UDP, packed, packed, client, server)
+    assert entry == track.find(UDP, packed, packed, server, client)
+    assert track.has_entry(UDP, packed, packed, client, server)
+
+
+def test_a_translated_flow_shows_where_it_went(track):
+    nft(REDIRECT)
+    client, _ = exchange("127.0.0.1", 5353, asked=53)
+    here = socket.inet_aton("127.0.0.1")
+    entry = track.find(UDP, here, here, client, 53)
+    assert (53, 5353) == (entry.original.destination_port, entry.reply.source_port)
+    assert entry == track.find(UDP, here, here, 5353, client)
+    assert track.find(UDP, here, here, 53, client) is None
+
+
+def test_another_protocol_is_another_flow(track):
+    nft(TRACKING)
+    client, server = exchange("127.0.0.1")
+    here = socket.inet_aton("127.0.0.1")
+    assert not track.has_entry(TCP, here, here, client, server)
+
+
+def test_nothing_is_tracked_where_no_rule_asks_for_it(track):
+    client, server = exchange("127.0.0.1")
+    here = socket.inet_aton("127.0.0.1")
+    assert track.available
+    assert track.find(UDP, here, here, client, server) is None
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_kernel_that_does_not_track_knows_nothing(network, monkeypatch, code):
+    def get(self, what, *_):
+        raise Refused(what, code)
+
+    monkeypatch.setattr(NetlinkSocket, "get", get)
+    with closing(Conntrack()) as track:
+        assert not track.available
+        assert track.find(UDP, bytes(4), bytes(4), 1, 2) is None
+
+
+def test_a_kernel_without_netfilter_knows_nothing(network, monkeypatch):
+    monkeypatch.setattr(conntrack, "NETLINK_NETFILTER", 31)
+    assert not Conntrack().available
+
+
+def test_any_other_answer_is_an_error(network, monkeypatch):
+    def get(self, what, *_):
+        raise Refused(what, errno.EPERM)
+
+    with closing(Conntrack()) as track:
+        monkeypatch.setattr(NetlinkSocket, "get", get)
+        with pytest.raises(KernelError, match="conntrack: Operation not permitted"):
+            track.find(UDP, bytes(4), bytes(4), 1, 2)
+        with pytest.raises(KernelError, match="conntrack: Operation not permitted"):
+            Conntrack()

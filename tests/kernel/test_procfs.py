@@ -1,0 +1,380 @@
+"""Holders of sockets and what they are, told by /proc."""
+
+import os
+import socket
+import subprocess
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.apps import CAT, copy_of_cat, inode, running_apps
+from tunsplit.errors import KernelError
+from tunsplit.kernel import procfs
+from tunsplit.kernel.procfs import UNKNOWN, Processes, Stat, identify, parse_stat, resolve
+from tunsplit.process import Process
+
+NOBODY = 65534
+RETURNS_AT_ONCE = Path("/bin/true").resolve()
+
+
+@pytest.fixture
+def apps():
+    with running_apps() as started:
+        yield started
+
+
+@pytest.fixture
+def processes():
+    with closing(Processes()) as found:
+        yield found
+
+
+def sockets():
+    return socket.socket(type=socket.SOCK_DGRAM)
+
+
+def holders(processes, number):
+    """Search to the end: the pids."""
+    return [found.process.pid for found in processes.find_holders(number) if found is not None]
+
+
+# Holders
+
+
+def test_the_holder_of_a_socket_is_found(processes, apps):
+    sock = sockets()
+    number = inode(sock)
+    pid = apps.hold(sock)
+    assert [pid] == holders(processes, number)
+
+
+def test_a_socket_shared_by_fork_has_every_holder(processes, apps):
+    with sockets() as sock:
+        pids = {os.getpid(), apps.start(sock), apps.start(sock)}
+        assert pids == set(holders(processes, inode(sock)))
+
+
+def test_a_socket_sent_to_another_program_has_both_holders(processes, apps):
+    ours, theirs = socket.socketpair()
+    receive = f"import socket; s = socket.socket(fileno={theirs.fileno()}); held = socket.recv_fds(s, 1, 1)"
+    with ours, theirs, sockets() as sock:
+        socket.send_fds(ours, [b"x"], [sock.fileno()])
+        assert {os.getpid(), apps.python(receive, theirs)} == set(holders(processes, inode(sock)))
+
+
+def test_nobody_holds_a_closed_socket(processes):
+    with sockets() as sock:
+        number = inode(sock)
+        assert [os.getpid()] == holders(processes, number)
+    assert [] == holders(processes, number)
+    assert processes.recheck(number) is None
+
+
+def test_a_search_gives_way(processes, monkeypatch):
+    monkeypatch.setattr(procfs, "PAUSE", 5)
+    with sockets() as sock:
+        steps = list(processes.find_holders(inode(sock)))
+    assert steps.count(None) > 5
+
+
+def test_a_process_born_during_the_search_is_looked_at(processes, apps, monkeypatch):
+    monkeypatch.setattr(procfs, "PAUSE", 1)
+    with sockets() as sock:
+        search = processes.find_holders(inode(sock))
+        assert next(found for found in search if found is not None).process.pid == os.getpid()
+        child = apps.start(sock)
+        assert [child] == [found.process.pid for found in search if found is not None]
+
+
+# What is known from before
+
+
+def test_a_holder_that_was_found_is_found_again_at_once(processes, apps):
+    sock = sockets()
+    number = inode(sock)
+    pid = apps.hold(sock)
+    assert processes.recheck(number) is None
+    holders(processes, number)
+    assert pid == processes.recheck(number).process.pid
+
+
+@pytest.mark.parametrize("already_open", [0, 20, 200])
+def test_the_next_socket_of_a_known_process_is_found_at_once(processes, already_open):
+    others = [sockets() for _ in range(already_open)]
+    with sockets() as first:
+        holders(processes, inode(first))
+    with sockets() as second, sockets() as third:
+        assert os.getpid() == processes.recheck(inode(second)).process.pid
+        assert os.getpid() == processes.recheck(inode(third)).process.pid
+    for one in others:
+        one.close()
+
+
+def test_many_known_processes_take_turns(processes, apps):
+    each = {}
+    for _ in range(procfs.RECENT):
+        sock = sockets()
+        number = inode(sock)
+        each[number] = apps.hold(sock)
+        holders(processes, number)
+    assert each == {number: processes.recheck(number).process.pid for number in each}
+
+
+def test_a_process_that_has_shared_a_socket_is_always_searched_for(processes, apps):
+    with sockets() as shared, sockets() as own:
+        apps.start(shared)
+        holders(processes, inode(shared))
+        holders(processes, inode(own))
+        assert processes.recheck(inode(own)) is None
+
+
+@pytest.mark.parametrize("who", ["child", "parent"])
+def test_a_socket_that_a_relative_holds_too_is_searched_for(processes, apps, who):
+    with sockets() as sock:
+        number = inode(sock)
+        if who == "child":
+            holders(processes, number)
+            apps.start(sock)
+        else:
+            other = sockets()
+            child = apps.start(sock, other)
+            other_number = inode(other)
+            other.close()
+            assert [child] == holders(processes, other_number)  # known to be alone with that one
+            assert processes.recheck(other_number) is not None
+        assert processes.recheck(number) is None
+        assert 2 == len(holders(processes, number))
+
+
+def test_a_parent_of_too_many_is_searched_for(processes, apps, monkeypatch):
+    monkeypatch.setattr(procfs, "RELATIVES", 0)
+    apps.start()
+    with sockets() as sock:
+        holders(processes, inode(sock))
+        assert processes.recheck(inode(sock)) is None
+
+
+def test_a_holder_that_runs_another_program_now_is_shown_with_it(processes, apps, tmp_path):
+    sock = sockets()
+    number = inode(sock)
+    other = copy_of_cat(tmp_path / "other")
+    switch = tmp_path / "switch"
+    os.mkfifo(switch)
+    pid = apps.launch(["sh", "-c", f"echo; read line < {switch}; exec {other}"], sock)
+    sock.close()
+    assert [pid] == holders(processes, number)
+    switch.write_text("\n")
+    while processes.read(pid).executable.path != str(other):
+        os.sched_yield()
+    assert str(other) == processes.recheck(number).process.executable.path
+
+
+def test_caches_are_bounded(processes, monkeypatch):
+    monkeypatch.setattr(procfs, "CACHED", 3)
+    for _ in range(5):
+        with sockets() as sock:
+            holders(processes, inode(sock))
+            processes.ancestors(processes.read(os.getpid()))
+    statistics = processes.statistics()
+    assert (5, 3, 1) == (statistics["scanned"], statistics["owners"], statistics["ancestors"])
+
+
+# What a process is
+
+
+def test_a_process_is_read(processes, apps):
+    pid = apps.start(uid=NOBODY)
+    process = processes.read(pid)
+    assert (pid, os.getpid(), NOBODY, str(CAT)) == (process.pid, process.parent, process.uid, process.executable.path)
+    assert process.executable.identity == process.executable.path_identity == identify(str(CAT))
+    assert (False, True) == (process.is_kernel, process.is_own_user_namespace)
+    assert process.start_time >= processes.read(os.getpid()).start_time
+
+
+def test_there_is_no_such_process(processes):
+    process = subprocess.Popen([RETURNS_AT_ONCE])
+    process.wait()
+    assert processes.read(process.pid) is None
+
+
+def test_a_zombie_has_no_program(processes):
+    process = subprocess.Popen([RETURNS_AT_ONCE])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert processes.read(process.pid).executable is None
+    process.wait()
+
+
+def test_a_kernel_thread_has_no_program_and_says_so(processes):
+    kthreadd = processes.read(2)
+    assert (True, None) == (kthreadd.is_kernel, kthreadd.executable)
+
+
+def test_a_copy_is_another_file(processes, apps, tmp_path):
+    copy = copy_of_cat(tmp_path / "cat")
+    executable = processes.read(apps.start(program=copy)).executable
+    assert (str(copy), identify(str(copy)), False) == (executable.path, executable.identity, executable.deleted)
+    assert identify(str(CAT)) != executable.identity
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_program_that_was_deleted_or_upgraded_keeps_its_path(processes, apps, tmp_path, replaced):
+    program = copy_of_cat(tmp_path / "program")
+    before = identify(str(program))
+    pid = apps.start(program=program)
+    if replaced:
+        copy_of_cat(tmp_path / "new").rename(program)
+    else:
+        program.unlink()
+    executable = processes.read(pid).executable
+    assert (str(program), True, before) == executable[:3]
+    assert identify(str(program)) == executable.path_identity
+    assert replaced is (executable.path_identity is not None)
+
+
+def test_a_program_may_be_called_deleted(processes, apps, tmp_path):
+    program = copy_of_cat(tmp_path / "program (deleted)")
+    executable = processes.read(apps.start(program=program)).executable
+    assert (str(program), False) == executable[:2]
+    assert executable.identity == executable.path_identity
+
+
+@pytest.mark.netns
+def test_a_path_of_another_mount_namespace_is_seen_through(processes, apps, tmp_path):
+    shown = copy_of_cat(tmp_path / "shown")
+    pid = apps.launch(["unshare", "--mount", "sh", "-c", f"mount --bind {CAT} {shown} && exec {shown}"])
+    executable = processes.read(pid).executable
+    assert (str(shown), False, identify(str(CAT)), identify(str(shown))) == executable
+
+
+@pytest.mark.netns
+def test_another_user_namespace_is_noticed(processes, apps):
+    pid = apps.launch(["unshare", "--user", "--map-root-user", str(CAT)])
+    assert not processes.read(pid).is_own_user_namespace
+
+
+def test_what_a_thread_calls_itself_changes_nothing(processes, apps):
+    code = "from pathlib import Path; Path('/proc/self/comm').write_text('firefox')"
+    assert "python" in processes.read(apps.python(code)).executable.path
+
+
+# Ancestors
+
+
+def test_ancestors_are_parent_first(processes, apps):
+    pid = apps.launch(["sh", "-c", f"{CAT}; true"])
+    (child,) = (int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    line = processes.ancestors(processes.read(child))
+    assert (pid, os.getpid()) == tuple(ancestor.pid for ancestor in line[:2])
+    assert line[-1].parent == 0
+
+
+def test_an_orphan_keeps_the_parent_it_was_seen_with(processes, apps, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    parent = apps.launch(["sh", "-c", f"{CAT} {fifo} & echo; read line; read line"])
+    (child,) = (int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    process = processes.read(child)
+    before = processes.ancestors(process)
+    os.kill(parent, 9)
+    while processes.read(child).parent == parent:
+        os.sched_yield()
+    assert before == processes.ancestors(processes.read(child))
+    assert parent == before[0].pid
+    with fifo.open("w"):  # the orphan reads its end, and ends
+        pass
+
+
+def test_an_ancestor_that_runs_another_program_is_read_again(processes, apps, tmp_path):
+    other, switch = copy_of_cat(tmp_path / "other"), tmp_path / "switch"
+    os.mkfifo(switch)
+    parent = apps.launch(["sh", "-c", f"{CAT} <&0 & echo; read line < {switch}; exec {other}"])
+    (child,) = (int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    process = processes.read(child)
+    assert str(other) != processes.ancestors(process)[0].executable.path
+    switch.write_text("\n")
+    while processes.read(parent).executable.path != str(other):
+        os.sched_yield()
+    assert str(other) == processes.ancestors(process)[0].executable.path
+
+
+class Family(Processes):
+    """Processes that live and die as the test says: each pid's states, one a reading."""
+
+    def __init__(self, states):
+        super().__init__()
+        self.states = states
+
+    def read(self, pid):
+        states = self.states[pid]
+        return states.pop(0) if len(states) > 1 else states[0]
+
+
+def member(pid, parent, start_time=1):
+    return Process(pid, start_time, parent, 0, None)
+
+
+def test_a_parent_that_dies_while_we_look_leaves_its_heir():
+    heir = member(1, 0)
+    with closing(Family({30: [member(30, 1)], 20: [None], 1: [heir]})) as family:
+        assert (heir,) == family.ancestors(member(30, 20))
+
+
+def test_a_younger_process_is_nobodys_parent():
+    heir = member(1, 0)
+    states = {30: [member(30, 1, start_time=5)], 20: [member(20, 7, start_time=9)], 1: [heir]}
+    with closing(Family(states)) as family:
+        assert (heir,) == family.ancestors(member(30, 20, start_time=5))
+
+
+@pytest.mark.parametrize("now", [None, member(30, 1, start_time=9)])
+def test_the_line_of_a_process_that_dies_while_we_look_is_not_known(now):
+    with closing(Family({30: [now], 20: [None]})) as family:
+        assert (UNKNOWN,) == family.ancestors(member(30, 20))
+
+
+# Parsers
+
+comms = st.binary(max_size=64).filter(lambda comm: b"\0" not in comm)
+
+
+@given(st.integers(1, 2**22), comms, st.integers(0, 2**22), st.booleans(), st.integers(0, 2**63))
+def test_any_name_may_stand_in_a_stat_line(pid, comm, parent, is_kernel, start_time):
+    flags = 0x00400140 | (0x00200000 if is_kernel else 0)
+    tail = f" S {parent} 1 1 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {start_time} 0 0 18446744073709551615 0\n"
+    assert Stat(parent, is_kernel, start_time) == parse_stat(b"%d (%b)" % (pid, comm) + tail.encode())
+
+
+@pytest.mark.parametrize("comm", [b"a) R 1", b"((", b") S 1 (", b"a\nb", b""])
+def test_a_name_cannot_forge_its_parent(comm):
+    tail = b" S 77 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0\n"
+    assert Stat(77, False, 4711) == parse_stat(b"5 (" + comm + b")" + tail)
+
+
+@given(st.binary())
+def test_what_is_no_stat_line_raises_one_error_only(text):
+    with suppress(ValueError):
+        parse_stat(text)
+
+
+def test_a_stat_line_that_is_none_is_a_kernel_error(processes, monkeypatch):
+    monkeypatch.setattr(procfs, "_read", lambda *_: b"nonsense")
+    with pytest.raises(KernelError, match=f"/proc/{os.getpid()}/stat"):
+        processes.read(os.getpid())
+
+
+# Paths
+
+
+def test_a_symlink_is_followed(tmp_path):
+    program = copy_of_cat(tmp_path / "program")
+    (tmp_path / "link").symlink_to(program)
+    assert identify(str(program)) == identify(str(tmp_path / "link"))
+    assert str(program) == resolve(str(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "/etc/passwd/x", "with\0zero"])
+def test_what_is_not_there_has_no_identity(path):
+    assert identify(path) is None
