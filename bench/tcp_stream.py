@@ -4,28 +4,20 @@ Prints Gbit/s and the ratio for IPv4 and IPv6, up and down; the median of the ro
 Needs root and iperf3: python -m bench.tcp_stream [ROUNDS] [SECONDS]
 """
 
-import json
 import statistics
-import subprocess
 import sys
-import time
+from contextlib import ExitStack
 
-from bench.link import SERVER, Link, open_link
+from bench.link import Link, iperf, open_link, serve_iperf
 
 GOAL = 0.40
 WAYS = [(version, direction) for version in (4, 6) for direction in ("up", "down")]
 
 
 def measure(link: Link, client: str, version: int, direction: str, seconds: int) -> float:
-    """Gbit/s of one stream."""
-    argv = [client, "-c", SERVER[version], "-t", str(seconds), "-J", *(["-R"] if direction == "down" else [])]
-    for _ in range(10):
-        done = subprocess.run(link.host.command(argv), capture_output=True, text=True, check=False)
-        answer = json.loads(done.stdout)
-        if "error" not in answer:
-            return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
-        time.sleep(0.2)  # the server is still busy with the last test
-    sys.exit(f"iperf3: {answer['error']}")
+    """Gbit/s of one stream, as received."""
+    end = iperf(link, client, version, "-t", str(seconds), *(["-R"] if direction == "down" else []))
+    return float(end["sum_received"]["bits_per_second"]) / 1e9
 
 
 def main() -> None:
@@ -33,22 +25,21 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     seconds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     ratios: dict[tuple[int, str], list[float]] = {way: [] for way in WAYS}
-    with open_link() as link:
+    with open_link() as link, ExitStack() as stack:
         client = link.copy("iperf3")
-        with link.background(link.net, ["iperf3", "-s"], stdout=subprocess.DEVNULL):
-            time.sleep(0.5)
-            for _ in range(rounds):
-                direct = {way: measure(link, client, *way, seconds) for way in WAYS}
-                with link.tunsplit():
-                    through = {way: measure(link, client, *way, seconds) for way in WAYS}
-                for way in WAYS:
-                    ratios[way].append(through[way] / direct[way])
-                    version, direction = way
-                    print(
-                        f"IPv{version} {direction:4}  direct {direct[way]:5.1f}  tunsplit {through[way]:5.1f} Gbit/s  "
-                        f"ratio {ratios[way][-1]:.2f}",
-                        flush=True,
-                    )
+        serve_iperf(link, stack)
+        for _ in range(rounds):
+            direct = {way: measure(link, client, *way, seconds) for way in WAYS}
+            with link.tunsplit():
+                through = {way: measure(link, client, *way, seconds) for way in WAYS}
+            for way in WAYS:
+                ratios[way].append(through[way] / direct[way])
+                version, direction = way
+                print(
+                    f"IPv{version} {direction:4}  direct {direct[way]:5.1f}  tunsplit {through[way]:5.1f} Gbit/s  "
+                    f"ratio {ratios[way][-1]:.2f}",
+                    flush=True,
+                )
     for (version, direction), values in ratios.items():
         print(f"IPv{version} {direction:4}  median ratio {statistics.median(values):.2f} (goal {GOAL:.2f})")
 
