@@ -8,6 +8,7 @@ While steering cannot be applied there are no ways: nothing passes on either sid
 
 import logging
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import trio
@@ -132,8 +133,10 @@ class Network:
                 self.snapshot, tunnel=self._settings.tunnel, uplink=self._settings.uplink, tun=self._tun
             )
             wanted = plan(self._settings, self.snapshot, self.sides, TunFacts(link, self._tun_addresses))
+            if self._tun_mtu is not None:
+                wanted = replace(wanted, tun_mtu=self._tun_mtu)
             self._host_config.apply(wanted)
-            self._update_devices(self._tun_mtu or wanted.tun_mtu)
+            self._update_devices(wanted.tun_mtu)
             self.failure = None
         except KernelError as error:
             self.failure = str(error)
