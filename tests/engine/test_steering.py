@@ -241,6 +241,10 @@ def test_what_is_the_tunnels_is_not_local():
     assert [] == table(planned(same, LAN), TABLE_LAN)
 
 
+def test_the_local_network_needs_no_tunnel():
+    assert "192.168.50.0/24 dev 2" in table(planned(replace(HOST, links=(ETH0, TUN)), LAN), TABLE_LAN)
+
+
 def test_a_gatewayed_network_is_local_when_listed_and_known_to_the_uplink():
     settings = replace(
         LAN,
