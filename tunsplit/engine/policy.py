@@ -200,8 +200,16 @@ def _translate(part: str) -> str:
             return "[^/]*"
         case "?":
             return "[^/]"
-    if len(part) > 1:
-        negated, members = part[1] == "!", part[1:-1].removeprefix("!")
-        members = re.sub(r"([\\\[\]^&~|])", r"\\\1", members)
-        return f"(?!/)[{'^' if negated else ''}{members}]"
-    return re.escape(part)
+    return _translate_set(part) if len(part) > 1 else re.escape(part)
+
+
+def _translate_set(part: str) -> str:
+    negated, members = part[1] == "!", part[1:-1].removeprefix("!")
+    # What re keeps for set operations is a plain character here; a range may be backwards, and then holds nothing.
+    members = re.sub(r"([\\\[\]^&~|])", r"\\\1", members).replace("--", r"-\-")
+    translated = f"(?!/)[{'^' if negated else ''}{members}]"
+    try:
+        re.compile(translated)
+    except re.error:
+        return "(?!)"
+    return translated
