@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
@@ -490,6 +491,34 @@ def test_the_transport_leaves_by_the_uplink(host, config):
         transport.sendto(b"x", (RELAY4, 51820))
 
     assert host.on_wire(f"> {RELAY4}:51820")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_no_socket_outlives_the_tuns_address(host, config, killed):
+    config.apply(host.plan())
+    with ExitStack() as stack:
+        apps = []
+        for source, destination in ((TUN4, FAR4), (TUN6, FAR6), (f"::ffff:{TUN4}", f"::ffff:{FAR4}")):
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                family = socket.AF_INET6 if ":" in source else socket.AF_INET
+                app = stack.enter_context(socket.socket(family, kind))
+                app.setblocking(False)
+                app.bind((source, 0))
+                app.connect_ex((destination, 7001))
+                apps.append(app)
+        other = stack.enter_context(socket.create_server((HOST4, 8080)))
+        host.drained()
+        if killed:
+            os.close(host.tun)
+            assert "6 sockets of the tun" in hostconfig.undo()
+        else:
+            config.release()
+
+        for app in apps:
+            with pytest.raises(OSError):  # noqa: PT011 - each protocol and family has its own word for it
+                app.send(b"x")
+        assert 8080 == other.getsockname()[1]
+        assert [] == [what for what in host.drained() if TUN4 in what or TUN6 in what]
 
 
 @pytest.mark.parametrize("rp_filter", ["0", "1", "2"])

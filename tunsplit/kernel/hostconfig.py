@@ -12,17 +12,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 
 from tunsplit.errors import KernelError
-from tunsplit.host import FAMILIES, HostPlan, Link, Route, RouteType, Rule, Snapshot
+from tunsplit.host import FAMILIES, HostPlan, Route, RouteType, Rule, Snapshot
 from tunsplit.kernel import nft, sysctl
 from tunsplit.kernel.rtnetlink import Rtnetlink
+from tunsplit.kernel.sockdestroy import end_sockets
 from tunsplit.names import PRIORITY_MARKED, PRIORITY_UNREACHABLE, ROUTE_PROTOCOL, TABLES
 
 COMMENT_SIZE = 120  # nft takes 128
 SETTLED = re.compile(r"sysctl (\S+) (\S*) (\S*)")  # path, value before, our value
 ADDED = re.compile(r"ports (\S+) (\S+)")  # path, ranges that we added
-TUN = re.compile(r"tun (\S+)")
+TUN = re.compile(r"tun (\S+)((?: \S+)*)")  # name, addresses
 
 LivePortsBySet = Mapping[str, Iterable[int]]
 
@@ -112,7 +114,7 @@ class HostConfig:
 
     def _apply_ruleset(self, plan: HostPlan, records: Mapping[str, str]) -> bool:
         bodies = dict(plan.rulesets)
-        bodies["inet"] += _recorded_chain(plan.tun, records)
+        bodies["inet"] += _recorded_chain(plan, records)
         standing = _listings()
         if bodies == self._bodies and standing == self._listings:
             return False
@@ -184,12 +186,14 @@ def undo() -> list[str]:
 
 
 def _remove(rtnetlink: Rtnetlink, failures: Failures, *, delete_tun: bool) -> list[str]:
-    """Rules, routes, neighbours, the tun, sysctls, and the firewall last."""
+    """The tun's sockets, rules, routes, neighbours, the tun, sysctls, and the firewall last."""
     removed: list[str] = []
     records: list[str] = []
     with failures.gathered():
         records = nft.comments(nft.listing() or "")
     now = rtnetlink.snapshot()
+    with failures.gathered():
+        removed += _end_sockets(records)
     rules = [rule for rule in now.rules if _is_ours(rule)]
     routes = [route for route in now.routes if route.table in TABLES]
     removed += _counted("rules", rules)
@@ -216,6 +220,13 @@ def _remove(rtnetlink: Rtnetlink, failures: Failures, *, delete_tun: bool) -> li
 def _counted(word: str, items: Iterable[Rule | Route]) -> list[str]:
     counts = Counter(item.family for item in items)
     return [f"{counts[family]} IPv{family} {word}" for family in FAMILIES if counts[family]]
+
+
+def _end_sockets(records: Iterable[str]) -> list[str]:
+    """End what still uses the tun's addresses, while its way is closed: IPv6 would go on with them in clear."""
+    addresses = [ip_address(text) for one in records if (match := TUN.fullmatch(one)) for text in match[2].split()]
+    ended = end_sockets(addresses) if addresses else 0
+    return [f"{ended} sockets of the tun"] if ended else []
 
 
 def _remove_tun(rtnetlink: Rtnetlink, now: Snapshot, name: str, *, delete: bool) -> list[str]:
@@ -309,7 +320,8 @@ def _records(listed: str) -> Iterator[tuple[str, str]]:
             yield f"{match[1]}+{number}", comment
 
 
-def _recorded_chain(tun: Link, records: Mapping[str, str]) -> str:
+def _recorded_chain(plan: HostPlan, records: Mapping[str, str]) -> str:
     """A chain that no packet enters, for what `undo` has to know."""
-    comments = [f"tun {tun.name}", *records.values()]
+    tun = " ".join([plan.tun.name, *(str(address.ip) for address in plan.tun_addresses)])
+    comments = [f"tun {tun}", *records.values()]
     return "chain recorded {\n" + "".join(f'\treturn comment "{comment}"\n' for comment in comments) + "}\n"
