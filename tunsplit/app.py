@@ -10,9 +10,11 @@ import logging
 import pwd
 import secrets
 import signal
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -61,6 +63,8 @@ def run(config: Config, *, config_file: str, ready: Callable[[], None]) -> None:
 async def _run_until_signal(config: Config, config_file: str, ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_daemon(config):
+            # What has been made so far lives as long as the daemon: the collector need not look at it again.
+            gc.freeze()
             ready()
             async for number in signals:
                 if number != signal.SIGHUP:
@@ -71,7 +75,26 @@ async def _run_until_signal(config: Config, config_file: str, ready: Callable[[]
 
 @asynccontextmanager
 async def open_daemon(config: Config) -> AsyncIterator[Report]:
-    """A running daemon, in the network namespace of the calling thread; undone on leaving."""
+    """A running daemon, in the network namespace of the calling thread; undone on leaving.
+
+    Raises:
+        TunsplitError: it cannot start, and nothing is left behind; or the host could not be put back whole.
+    """
+    try:
+        async with _open_daemon(config) as report:
+            yield report
+    except BaseExceptionGroup as group:
+        # Nurseries wrap what ends them, also if it is one error only.
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if error is group:
+            raise
+        raise error from error.__cause__
+
+
+@asynccontextmanager
+async def _open_daemon(config: Config) -> AsyncIterator[Report]:
     with ExitStack() as stack:
         stack.enter_context(Instance.acquire())
         rtnetlink = stack.enter_context(Rtnetlink())
@@ -88,6 +111,8 @@ async def open_daemon(config: Config) -> AsyncIterator[Report]:
         host_config = hostconfig.HostConfig(rtnetlink, live_ports=ports.taken)
         tun = stack.enter_context(Tun(config.tun.name))
         logger.info("tun created", extra={"device": tun.name, "offloads": tun.offloads})
+        # Sockets bound to the tun are found only by those who name it.
+        diag.interface = socket.if_nametoindex(tun.name)
         stack.callback(host_config.release)
         network = Network(
             steering_of(config),
@@ -120,16 +145,19 @@ async def open_daemon(config: Config) -> AsyncIterator[Report]:
         async with trio.open_nursery() as nursery:
             fragments = [slow.fragments]
 
-            def pump_in(device: SideDevice) -> None:
-                back = SlowPath(nat.inbound(device), counters, outbound=False)
+            async def pump_in(device: SideDevice) -> None:
+                direction = nat.inbound(device)
+                back = SlowPath(direction, counters, outbound=False)
                 fragments.append(back.fragments)
-                nursery.start_soon(inbound.pump, device, tun, nat.inbound(device), back, counters)
+                await inbound.pump(device, tun, direction, back, counters)
+                fragments.remove(back.fragments)
 
-            network.on_device = pump_in
+            network.on_device = partial(nursery.start_soon, pump_in)
+            ports.on_missing = network.restore
             network.on_change = admit.refused.clear
             network.too_big, network.unreachable = admit.too_big, admit.unreachable
             network.refresh()
-            nursery.start_soon(outbound.pump, tun, nat, admit.passed_by)
+            nursery.start_soon(outbound.pump, tun, nat, admit.passed_by, counters)
             for _ in range(WORKERS):
                 nursery.start_soon(admit.search)
             nursery.start_soon(admit.release_late)
@@ -137,8 +165,6 @@ async def open_daemon(config: Config) -> AsyncIterator[Report]:
             nursery.start_soon(network.confirm_neighbours)
             nursery.start_soon(expiry.expire, nat, ports, fragments, counters)
             await nursery.start(control.serve, config.control, report.verbs())
-            # What has been made so far lives as long as the daemon: the collector need not look at it again.
-            gc.freeze()
             yield report
             nursery.cancel_scope.cancel()
 

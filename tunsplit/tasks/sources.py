@@ -24,6 +24,7 @@ class _Found:
     cgroup_id: int | None = None
     cookie: bytes | None = None
     listening: bool = False
+    unheld: bool = False  # one of several sockets has no holder any more, or none that can be seen
 
 
 class SocketSource:
@@ -44,19 +45,27 @@ class SocketSource:
             if holder is None:
                 return None
             holders.append(holder)
-        return self._answer(found, holders)
+        return self._answer(found, holders, complete=True)
 
     def search(self, protocol: int, four_tuple: bytes) -> Iterator[Attribution | None]:
         """Look through all processes; None now and then, so that others get their turn."""
         found = self._find(protocol, four_tuple)
-        holders: list[Holder] = []
-        for inode in found.inodes:
-            for holder in self._processes.find_holders(inode, found.cgroup_id):
-                if holder is None:
-                    yield None
-                else:
-                    holders.append(holder)
-        yield self._answer(found, holders)
+        while True:
+            holders: list[Holder] = []
+            held: set[int] = set()
+            for inode in found.inodes:
+                for holder in self._processes.find_holders(inode, found.cgroup_id):
+                    if holder is None:
+                        yield None
+                    else:
+                        holders.append(holder)
+                        held.add(inode)
+            # A search takes its time, in which a four-tuple can change hands.
+            before, found = found, self._find(protocol, four_tuple)
+            if found == before:
+                yield self._answer(found, holders, complete=held == set(found.inodes))
+                return
+            yield None
 
     def cookie(self, protocol: int, four_tuple: bytes) -> bytes | None:
         """The cookie of the socket that sends this flow now; None where there is none, or no way to tell."""
@@ -90,12 +99,14 @@ class SocketSource:
             return _Found("tcp listener", (listener.inode,), listener.cgroup_id, listener.cookie, listening=True)
         return _Found("tcp socket without a holder", (), cookie=socket.cookie if socket else None)
 
-    def _answer(self, found: _Found, holders: Iterable[Holder]) -> Attribution:
+    def _answer(self, found: _Found, holders: Iterable[Holder], *, complete: bool) -> Attribution:
         processes = {(holder.process.pid, holder.process.start_time): holder.process for holder in holders}
         if not processes:
             return Attribution(found.how if found.inodes or found.cookie else NO_SOCKET.how, None, found.cookie)
         lineages = tuple(Lineage(process, self._processes.ancestors(process)) for process in processes.values())
-        if found.listening:
+        if not complete or found.unheld:
+            certainty = Certainty.AMBIGUOUS
+        elif found.listening:
             certainty = Certainty.INHERITED
         elif len(processes) > 1 or len(found.inodes) > 1:
             certainty = Certainty.SHARED
@@ -106,8 +117,9 @@ class SocketSource:
 
 def _found_sockets(how: str, sockets: list[Socket], raw: list[procnet.TableSocket]) -> _Found:
     inodes = tuple(dict.fromkeys((*(socket.inode for socket in sockets if socket.inode), *_inodes(raw))))
+    unheld = any(not socket.inode for socket in sockets)
     only = sockets[0] if len(sockets) == 1 else None
-    return _Found(how, inodes, only.cgroup_id if only else None, only.cookie if only else None)
+    return _Found(how, inodes, only.cgroup_id if only else None, only.cookie if only else None, unheld=unheld)
 
 
 def _inodes(rows: list[procnet.TableSocket]) -> tuple[int, ...]:
