@@ -13,14 +13,13 @@ Some facts about AF_PACKET:
 - There is no backpressure to the flow that we carry: EAGAIN and ENOBUFS are a dropped packet.
 """
 
-import errno
 import socket
 import struct
 from dataclasses import dataclass
 from types import TracebackType
 
 from tunsplit.errors import KernelError, PermissionMissing
-from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
+from tunsplit.wire.ip import DESTINATION_OPTIONS, FRAGMENT_HEADER, HOP_BY_HOP, ICMP, ICMPV6, ROUTING, TCP, UDP
 
 # include/uapi/linux/if_packet.h, asm-generic/socket.h
 SOL_PACKET = 263
@@ -48,6 +47,7 @@ def inbound_filter(first_port: int, protocols: frozenset[int], *, ethernet: bool
     with such an identifier; ICMP errors; later fragments; IPv6 with extension headers; and `protocols`.
     """
     base = 14 if ethernet else 0
+    # Jumps go forward by 255 at most: what is listed comes last, where only a few steps jump over it.
     steps: list[Step | str] = [
         (_LD_B, _AD_PKTTYPE, "", ""),
         (_JEQ, _PACKET_HOST, "", "drop"),
@@ -63,9 +63,7 @@ def inbound_filter(first_port: int, protocols: frozenset[int], *, ethernet: bool
         (_LD_B, base + 9, "", ""),
         (_JEQ, TCP, "v4ports", ""),
         (_JEQ, UDP, "v4ports", ""),
-        (_JEQ, ICMP, "icmp", ""),
-        *((_JEQ, protocol, "pass", "") for protocol in sorted(protocols)),
-        (_RET, 0, "", ""),
+        (_JEQ, ICMP, "icmp", "others"),
         "v4ports",
         (_LD_IND_H, base + 2, "", ""),
         (_JGE, first_port, "pass", "drop"),
@@ -82,8 +80,10 @@ def inbound_filter(first_port: int, protocols: frozenset[int], *, ethernet: bool
         (_JEQ, TCP, "v6ports", ""),
         (_JEQ, UDP, "v6ports", ""),
         (_JEQ, ICMPV6, "icmpv6", ""),
-        *((_JEQ, protocol, "pass", "") for protocol in sorted({0, 43, 44, 60} | protocols)),
-        (_RET, 0, "", ""),
+        (_JEQ, HOP_BY_HOP, "pass", ""),
+        (_JEQ, ROUTING, "pass", ""),
+        (_JEQ, FRAGMENT_HEADER, "pass", ""),
+        (_JEQ, DESTINATION_OPTIONS, "pass", "others"),
         "v6ports",
         (_LD_H, base + 42, "", ""),
         (_JGE, first_port, "pass", "drop"),
@@ -95,9 +95,14 @@ def inbound_filter(first_port: int, protocols: frozenset[int], *, ethernet: bool
         "icmpv6id",
         (_LD_H, base + 44, "", ""),
         (_JGE, first_port, "pass", "drop"),
+        "pass",
+        (_RET, 0x40000, "", ""),
         "drop",
         (_RET, 0, "", ""),
-        "pass",
+        "others",
+        *((_JEQ, protocol, "listed", "") for protocol in sorted(protocols - {TCP, UDP})),
+        (_RET, 0, "", ""),
+        "listed",
         (_RET, 0x40000, "", ""),
     ]
     return _assemble(steps)
@@ -140,7 +145,6 @@ class PacketSocket:
         """
         self.device = device
         self.ethernet = ethernet
-        self.send_failures = 0
         self._statistics = PacketStatistics()
         try:
             # Protocol 0: nothing is received before the filter is in place.
@@ -204,9 +208,3 @@ class PacketSocket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-# What a send can fail with that concerns this packet, or this moment, only.
-TRANSIENT = frozenset(
-    (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ENETDOWN, errno.EINVAL, errno.EMSGSIZE, errno.EPERM)
-)
