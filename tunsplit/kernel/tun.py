@@ -16,6 +16,7 @@ import errno
 import fcntl
 import io
 import os
+import socket
 import struct
 from types import TracebackType
 
@@ -56,12 +57,17 @@ class Tun:
         except (pytun.Error, OSError) as error:
             raise _explained(name, error) from error
         self._fd: int = self._device.fileno()
-        os.set_blocking(self._fd, False)
-        os.set_inheritable(self._fd, False)
-        fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.SIZE))
-        self.offloads = self._negotiate()
+        try:
+            os.set_blocking(self._fd, False)
+            os.set_inheritable(self._fd, False)
+            fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.SIZE))
+            self.offloads = self._negotiate()
+        except (OSError, KernelError) as error:
+            self._device.close()
+            raise error if isinstance(error, KernelError) else _explained(name, error) from error
         self._file = io.FileIO(self._fd, "r+", closefd=False)
         # Reads one packet into a buffer: bytes in all, virtio header included, or None where there is none just now.
+        # OSError EBADFD when somebody has removed the device; others concern this packet only.
         self.read_into = self._file.readinto
         self.dropped = 0
 
@@ -114,7 +120,8 @@ def _explained(name: str, error: Exception) -> Exception:
         return PermissionMissing(f"creating {name} needs CAP_NET_ADMIN: run as root")
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return KernelError("no /dev/net/tun: load the kernel's module with `modprobe tun`")
-    if number == errno.EBUSY:
+    # EINVAL: it is there, and no tun (drivers/net/tun.c, tun_set_iff).
+    if number == errno.EBUSY or (number == errno.EINVAL and name in (one for _, one in socket.if_nameindex())):
         return KernelError(
             f"an interface called {name} exists already: stop the program that owns it, or set another [tun] name"
         )
