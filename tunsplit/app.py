@@ -14,13 +14,12 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from functools import partial
 
 import trio
 
 from tunsplit.config import Config
 from tunsplit.engine.hold import Hold
-from tunsplit.engine.nat import Nat
+from tunsplit.engine.nat import Direction, Nat
 from tunsplit.engine.policy import Mode, Never, Policy, Rule, Verdict, path_rule
 from tunsplit.engine.ports import PortPool
 from tunsplit.engine.slowpath import SlowPath
@@ -145,14 +144,13 @@ async def _open_daemon(config: Config) -> AsyncIterator[Report]:
         async with trio.open_nursery() as nursery:
             fragments = [slow.fragments]
 
-            async def pump_in(device: SideDevice) -> None:
-                direction = nat.inbound(device)
+            async def pump_in(device: SideDevice, direction: Direction) -> None:
                 back = SlowPath(direction, counters, outbound=False)
                 fragments.append(back.fragments)
                 await inbound.pump(device, tun, direction, back, counters)
                 fragments.remove(back.fragments)
 
-            network.on_device = partial(nursery.start_soon, pump_in)
+            network.on_device = lambda device: nursery.start_soon(pump_in, device, nat.inbound(device))
             ports.on_missing = network.restore
             network.on_change = admit.refused.clear
             network.too_big, network.unreachable = admit.too_big, admit.unreachable

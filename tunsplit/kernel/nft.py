@@ -177,6 +177,10 @@ class LivePorts:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def is_there(self) -> bool:
+        """Whether the table that holds the sets is there."""
+        return self._socket.has_table()
+
     def add(self, name: str, ports: Iterable[int]) -> None:
         """Add ports to a set; no error for those that are there.
 

@@ -35,6 +35,7 @@ from tunsplit.wire import craft, icmp, vnet
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP, parse_untrusted
 
 WORKERS = 4
+QUIET_S = 1.0  # between two lines about failures of judgement
 REFUSED_S = 2.0  # for how long a refusal is repeated without a new judgement
 MOST_REFUSED = 4096
 
@@ -87,6 +88,7 @@ class Admit:
         self._queue: deque[Key] = deque()
         self._queued = trio.Event()
         self._holding = trio.Event()
+        self._quiet_until = 0.0
         self.refused: OrderedDict[Key, Refusal] = OrderedDict()
         self.counters: Counter[str] = Counter()
 
@@ -135,7 +137,10 @@ class Admit:
     def _is_same_socket(self, unknown: Unknown, known: Rewrite) -> bool:
         """Whether a SYN on an open flow is that flow's own, sent again."""
         cookie = known.flow.cookie
-        return cookie is not None and self._source.cookie(unknown.protocol, unknown.key) == cookie
+        try:
+            return cookie is not None and self._source.cookie(unknown.protocol, unknown.key) == cookie
+        except KernelError:
+            return False  # then it is judged anew, which says what failed
 
     def _attribute(self, unknown: Unknown, now: float) -> None:
         try:
@@ -170,18 +175,23 @@ class Admit:
                 self._queued = trio.Event()
                 await self._queued.wait()
             key = self._queue.popleft()
-            attribution = None
-            try:
-                for found in search_all(self._sources, *key):
-                    attribution = found or attribution
-                    await trio.lowlevel.checkpoint()
-                    if key not in self._hold:
-                        break
-            except KernelError as error:
-                self._failed(self._hold.release(key), error, trio.current_time())
+            if key not in self._hold:  # its time was up before its turn came
+                await trio.lowlevel.checkpoint()
                 continue
-            if held := self._hold.release(key):
-                self.judge(held, attribution or Attribution("nobody found", None), trio.current_time())
+            try:
+                await self._search_one(key)
+            except Exception as error:  # the kernel's no, or a mistake of ours: it must not cost us the worker
+                self._failed(self._hold.release(key), error, trio.current_time())
+
+    async def _search_one(self, key: Key) -> None:
+        attribution = None
+        for found in search_all(self._sources, *key):
+            attribution = found or attribution
+            await trio.lowlevel.checkpoint()
+            if key not in self._hold:
+                return
+        if held := self._hold.release(key):
+            self.judge(held, attribution or Attribution("nobody found", None), trio.current_time())
 
     async def release_late(self) -> None:
         """Refuse what is held for too long, until cancelled."""
@@ -269,10 +279,13 @@ class Admit:
                 self.refused.popitem(last=False)
             self._answer(packet)
 
-    def _failed(self, packets: list[Unknown], error: KernelError, now: float) -> None:
+    def _failed(self, packets: list[Unknown], error: Exception, now: float) -> None:
         """An organ of judgement failed: nothing is guessed."""
         self.counters["judgement_failed"] += 1
-        logger.error("a flow cannot be judged and is refused", extra={"error": str(error)})
+        if now >= self._quiet_until:
+            self._quiet_until = now + QUIET_S
+            traceback = None if isinstance(error, KernelError) else error
+            logger.error("a flow cannot be judged and is refused", exc_info=traceback, extra={"error": str(error)})
         self.refuse(packets, Judgement(Verdict.BLOCK, "the kernel gave no answer"), None, now)
 
     def statistics(self) -> dict[str, int]:
@@ -294,20 +307,29 @@ class Admit:
     def _answer(self, unknown: Unknown) -> None:
         """Tell the app that this packet goes nowhere."""
         self._slow.refuse_fragments(unknown)
-        self._write(craft.refusal(unknown.packet, unknown.headers, self._network.own_router(unknown.headers.version)))
+        if (sender := self._sender(unknown.headers.version)) is not None:
+            self._write(craft.refusal(unknown.packet, unknown.headers, sender))
 
     def unreachable(self, rewrite: Rewrite, packet: bytes) -> None:
         """Nobody answers for the next hop of this packet, which is rewritten already."""
         sent = _as_sent(rewrite, packet)
         headers = parse_untrusted(sent, len(sent))
         kind, code = icmp.UNREACHABLE[headers.version], icmp.HOST_UNREACHABLE[headers.version]
-        self._write(craft.icmp_error(sent, headers, self._network.own_router(headers.version), kind, code))
+        if (sender := self._sender(headers.version)) is not None:
+            self._write(craft.icmp_error(sent, headers, sender, kind, code))
 
     def too_big(self, rewrite: Rewrite, packet: bytes, mtu: int) -> None:
         """This packet, rewritten already, is bigger than its device takes."""
         sent = _as_sent(rewrite, packet)
         headers = parse_untrusted(sent, len(sent))
-        self._write(craft.too_big(sent, headers, self._network.own_router(headers.version), mtu))
+        if (sender := self._sender(headers.version)) is not None:
+            self._write(craft.too_big(sent, headers, sender, mtu))
+
+    def _sender(self, version: int) -> bytes | None:
+        """Who signs our answers; None, and counted, where the tun has no address of this version: no app of ours."""
+        if (sender := self._network.own_router(version)) is None:
+            self.counters["unanswered"] += 1
+        return sender
 
     def _write(self, packet: bytearray | None) -> None:
         if packet is not None:

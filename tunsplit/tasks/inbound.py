@@ -7,6 +7,7 @@ import trio
 from tunsplit.engine.nat import Direction
 from tunsplit.engine.slowpath import SlowPath, Unknown
 from tunsplit.kernel.tun import Tun
+from tunsplit.tasks import mishap
 from tunsplit.tasks.outbound import BATCH
 from tunsplit.tasks.side import ETHERNET, HEADER, HEADROOM, SideDevice, frame_buffer
 from tunsplit.wire import vnet
@@ -16,38 +17,44 @@ MAY_BE_PADDED = 60  # Ethernet's shortest frame without its checksum
 
 
 async def pump(device: SideDevice, tun: Tun, direction: Direction, slow: SlowPath, counters: Counter[str]) -> None:
-    """Carry replies from one device to the tun, until cancelled or the device is gone."""
+    """Carry replies from one device to the tun, until cancelled or the device is closed."""
     frame = frame_buffer()
     ethernet = device.socket.ethernet
     start = 0 if ethernet else HEADER
     received, packet = frame[start:], frame[HEADROOM:]
     before = HEADROOM - start
     read_into, translate, write = device.socket.read_into, direction.translate, tun.write
-    while True:
-        await trio.lowlevel.wait_readable(device.socket.fileno())
+    while not device.closed:
+        try:
+            await trio.lowlevel.wait_readable(device.socket.fileno())
+        except trio.ClosedResourceError:
+            return
         now = trio.current_time()
-        for _ in range(BATCH):
-            try:
-                size = read_into(received)
-            except OSError as error:  # the device went down, or a super-packet of a kind that virtio cannot name
-                device.counters[f"receive_{error.errno}"] += 1
-                break
-            if not size:
-                break
-            size -= before
-            if ethernet:
-                vnet.move(frame, 0, frame, HEADER, -ETHERNET)
-            if size < MAY_BE_PADDED:
-                size = without_padding(packet, size)
-            if translate(packet, size, not frame[HEADER] & vnet.NEEDS_CSUM, now) is not None:
-                write(frame[HEADER : HEADROOM + size])
-                continue
-            outcome = slow.translate_untrusted(bytes(frame[HEADER:HEADROOM]), bytes(packet[:size]), now)
-            if isinstance(outcome, Unknown):
-                counters["inbound_no_flow"] += 1
-                continue
-            for ready in outcome:
-                write(ready.vnet + ready.packet)
+        try:
+            for _ in range(BATCH):
+                try:
+                    size = read_into(received)
+                except OSError as error:  # the device went down, or a super-packet of a kind that virtio cannot name
+                    device.counters[f"receive_{error.errno}"] += 1
+                    break
+                if not size:
+                    break
+                size -= before
+                if ethernet:
+                    vnet.move(frame, 0, frame, HEADER, -ETHERNET)
+                if size < MAY_BE_PADDED:
+                    size = without_padding(packet, size)
+                if translate(packet, size, not frame[HEADER] & vnet.NEEDS_CSUM, now) is not None:
+                    write(frame[HEADER : HEADROOM + size])
+                    continue
+                outcome = slow.translate_untrusted(bytes(frame[HEADER:HEADROOM]), bytes(packet[:size]), now)
+                if isinstance(outcome, Unknown):
+                    counters["inbound_no_flow"] += 1
+                    continue
+                for ready in outcome:
+                    write(ready.vnet + ready.packet)
+        except Exception as error:
+            mishap.note(counters, error)
 
 
 def without_padding(packet: memoryview, size: int) -> int:

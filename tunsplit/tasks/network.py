@@ -3,13 +3,14 @@
 Theory of operation. Every change of links, addresses, routes or rules, whoever made it, leads to a new
 picture, a new plan, and the difference being applied. Then each flow is looked at again: it goes on if the
 kernel would still send it by the same device with the same address, its next hop renewed; else it ends.
-While steering cannot be applied there are no ways: nothing passes on either side.
+Events that change nothing (a lifetime renewed) leave ways and flows alone. While steering cannot be applied
+there are no ways: nothing passes on either side.
 """
 
 import logging
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 import trio
 
@@ -18,16 +19,18 @@ from tunsplit.engine.nat import Nat, Way, destination_of, source_of
 from tunsplit.engine.sides import SideFacts, Sides, choose_tun_addresses, find_sides
 from tunsplit.engine.steering import SteeringSettings, plan
 from tunsplit.errors import KernelError, TunsplitError
-from tunsplit.host import IPInterface, Link, Snapshot, TunFacts
+from tunsplit.host import IPAddress, IPInterface, Link, Snapshot, TunFacts
 from tunsplit.kernel.hostconfig import HostConfig
 from tunsplit.kernel.packet import PacketSocket
-from tunsplit.kernel.rtnetlink import Change, Rtnetlink, RtnetlinkEvents
+from tunsplit.kernel.rtnetlink import Change, Event, Rtnetlink, RtnetlinkEvents
 from tunsplit.names import MARK_TUNNEL, MARK_UPLINK, NAT_FIRST
 from tunsplit.tasks.side import SideDevice
 
 SETTLE_S = 0.005  # changes come in bursts
+REST = 4  # times as long as a change took nothing is done about the next: packets have four fifths of the time
 CONFIRM_S = 15.0  # half of the kernel's base_reachable_time
-RETRY_S = 1.0  # after steering could not be applied
+CONFIRM_BATCH = 64  # ≈ 0.3 ms
+RETRY_S = 1.0  # after steering could not be applied, or a device not be opened
 MOST_WAYS = 16_384
 MARKS = {"tunnel": MARK_TUNNEL, "uplink": MARK_UPLINK}
 
@@ -64,6 +67,9 @@ class Network:
         self._protocols = protocols
         self._ways: dict[tuple[str, bytes], Way | None] = {}
         self._devices: dict[tuple[str, int], SideDevice] = {}
+        self._complete = False  # every device of a side is open
+        self._flushed = False  # somebody took our nft table away
+        self._nap = trio.CancelScope()
         self.sides = Sides()
         self.snapshot = Snapshot()
         self.failure: str | None = None
@@ -94,7 +100,7 @@ class Network:
             return None
         if not any(own.ip == hop.source for own in facts.addresses):
             return None  # both sides are strong hosts: only an address of the side itself
-        return Way(side, device, device.next_hop(hop.gateway or address), hop.source.packed)
+        return Way(side, device, device.next_hop(hop.gateway or address, version), hop.source.packed)
 
     def facts(self, side: str, version: int) -> SideFacts | None:
         """What is known of a side's device for this IP version, if it is up for it."""
@@ -107,12 +113,15 @@ class Network:
             one.interface.ip == wanted for one in self.snapshot.addresses_of(device.link)
         )
 
-    def own_router(self, version: int) -> bytes:
-        """Who signs our ICMP errors: the address after the tun's own, where a point-to-point peer would be."""
+    def own_router(self, version: int) -> bytes | None:
+        """Who signs our ICMP errors: the address after the tun's own, where a point-to-point peer would be.
+
+        None where the tun has no address of this IP version.
+        """
         for interface in self._tun_addresses:
             if interface.version == version:
                 return (interface.ip + 1).packed
-        raise TunsplitError(f"the tun has no IPv{version} address")
+        return None
 
     # Changes
 
@@ -120,8 +129,10 @@ class Network:
         """Bring steering, devices, ways and flows in line with the network as it is now.
 
         Raises:
-            KernelError: steering could not be applied (completely). Both sides are closed.
+            TunsplitError: steering could not be applied (completely). Both sides are closed.
         """
+        before = self.snapshot
+        standing = self._complete and self.failure is None
         try:
             self.snapshot = self._rtnetlink.snapshot()
             if not self._tun_addresses:
@@ -135,20 +146,31 @@ class Network:
             wanted = plan(self._settings, self.snapshot, self.sides, TunFacts(link, self._tun_addresses))
             if self._tun_mtu is not None:
                 wanted = replace(wanted, tun_mtu=self._tun_mtu)
-            self._host_config.apply(wanted)
+            changed = self._host_config.apply(wanted)
+            if standing and not changed and self.snapshot == before:
+                return
             self._update_devices(wanted.tun_mtu)
             self.failure = None
-        except KernelError as error:
+        except TunsplitError as error:
             self.failure = str(error)
             self.sides = Sides()
             self._update_devices(0)
+            self._look_again()
             raise
-        finally:
-            self._ways.clear()
-            self._update_flows()
-            self.on_change()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._ways.clear()
+        self._update_flows()
+        self.on_change()
+
+    def restore(self) -> None:
+        """Our nft table is gone, of which no event tells: put it back, at once."""
+        self._flushed = True
+        self._nap.cancel()
 
     def _update_devices(self, tun_mtu: int) -> None:
+        self._complete = True
         wanted: dict[tuple[str, int], Link] = {}
         for facts in self.sides.uplinks:
             wanted["uplink", facts.link.index] = facts.link
@@ -166,6 +188,7 @@ class Network:
             if key not in self._devices:
                 self._open_device(key, link)
             opened = self._devices.get(key)
+            self._complete = self._complete and opened is not None
             if opened is not None:
                 opened.mtu = link.mtu
                 opened.narrow = link.mtu < tun_mtu
@@ -173,7 +196,7 @@ class Network:
     def _open_device(self, key: tuple[str, int], link: Link) -> None:
         try:
             socket = PacketSocket(link.name, ethernet=link.is_layer2, first_port=NAT_FIRST, protocols=self._protocols)
-        except KernelError as error:  # it vanished in this very moment: the event that says so is on its way
+        except KernelError as error:  # it vanished in this very moment, or there is no room for it now
             logger.warning("a device cannot be opened", extra={"device": link.name, "error": str(error)})
             return
         device = self._devices[key] = SideDevice(
@@ -184,8 +207,7 @@ class Network:
             too_big=self.too_big,
             unreachable=self.unreachable,
         )
-        for neighbour in self._rtnetlink.neighbours(link.index):
-            device.neighbour_changed(neighbour)
+        device.neighbours(self._rtnetlink.neighbours(link.index))
         logger.info("side opened", extra={"side": key[0], "device": link.name})
         self.on_device(device)
 
@@ -216,43 +238,76 @@ class Network:
         # (a temporary IPv6 address that has been replaced).
         return self.is_address_of(way.device, source_of(flow.outside))
 
-    def _resolve(self, index: int, address: IPv4Address | IPv6Address) -> None:
+    def _resolve(self, index: int, address: IPAddress) -> bool:
         try:
             self._rtnetlink.neighbour_use(index, address)
-        except KernelError as error:  # the device is going away
-            logger.info("a neighbour cannot be asked for", extra={"address": str(address), "error": str(error)})
+        except KernelError as error:  # the device is going away, or the kernel's table is full
+            logger.debug("a neighbour cannot be asked for", extra={"address": str(address), "error": str(error)})
+            return False
+        return True
 
     async def watch(self) -> None:
         """Follow changes until cancelled."""
         while True:
-            with trio.move_on_after(RETRY_S if self.failure else float("inf")):
-                await trio.lowlevel.wait_readable(self._events.fileno())
-            if self._read_events() or self.failure:
+            with trio.CancelScope() as self._nap:
+                if self.failure or not self._complete:
+                    self._nap.deadline = trio.current_time() + RETRY_S
+                if not self._flushed:
+                    await trio.lowlevel.wait_readable(self._events.fileno())
+            if self._read_events() or self._flushed or self.failure or not self._complete:
                 await trio.sleep(SETTLE_S)
                 self._read_events()
-                try:
-                    self.refresh()
-                except KernelError as error:
-                    logger.error("steering cannot be applied: both sides are closed", extra={"error": str(error)})
+                self._flushed = False
+                began = trio.current_time()
+                self._follow()
+                await trio.sleep(REST * (trio.current_time() - began))
+
+    def _follow(self) -> None:
+        known = self.failure
+        try:
+            self.refresh()
+        except TunsplitError as error:
+            if str(error) != known:
+                logger.error("steering cannot be applied: both sides are closed", extra={"error": str(error)})
 
     def _read_events(self) -> bool:
         """Hand neighbours on; whether anything else has changed."""
         changed = False
-        for event in self._events.read():
-            if event.change is Change.NEIGHBOUR and event.neighbour is not None:
+        try:
+            events = self._events.read()
+        except KernelError as error:
+            logger.error("events are lost", extra={"error": str(error)})
+            events = [Event(Change.OVERRUN)]
+        for event in events:
+            if event.neighbour is not None:
                 for (_, index), device in self._devices.items():
                     if index == event.neighbour.index:
                         device.neighbour_changed(event.neighbour)
             else:
                 changed = True
+        if any(event.change is Change.OVERRUN for event in events):
+            self._reread_neighbours()
         return changed
 
+    def _reread_neighbours(self) -> None:
+        try:
+            for (_, index), device in self._devices.items():
+                device.neighbours(self._rtnetlink.neighbours(index))
+        except KernelError as error:
+            logger.error("neighbours cannot be read", extra={"error": str(error)})
+
     async def confirm_neighbours(self) -> None:
-        """Keep the neighbours that we send to confirmed, until cancelled."""
+        """Keep the neighbours that we send to confirmed, until cancelled.
+
+        The kernel sees none of our frames, so it would never ask by itself.
+        """
         while True:
             await trio.sleep(CONFIRM_S)
             for device in self.devices():
-                device.confirm()
+                for number, address in enumerate(device.next_hops(), 1):
+                    self._resolve(device.link.index, address)
+                    if number % CONFIRM_BATCH == 0:
+                        await trio.lowlevel.checkpoint()
 
     def devices(self) -> list[SideDevice]:
         """The sides' open devices."""

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from tunsplit.engine.nat import PORT_POOLS, Nat, Way, destination_of
+from tunsplit.engine.ports import PortPool
 from tunsplit.engine.ruleset import SET_ECHO4, SET_ECHO6, SET_TCP, SET_UDP
+from tunsplit.errors import KernelError
 from tunsplit.kernel.conntrack import Conntrack
 from tunsplit.kernel.nft import LivePorts, TableMissing
 from tunsplit.kernel.sockdiag import SockDiag
@@ -26,10 +28,12 @@ class PortChoice:
     """Ports for new flows."""
 
     def __init__(self, nat: Nat, live_ports: LivePorts, diag: SockDiag, conntrack: Conntrack) -> None:
+        """`on_missing` is called when the nft table turns out to be gone; the network task puts it back."""
         self._nat = nat
         self._live_ports = live_ports
         self._diag = diag
         self._conntrack = conntrack
+        self.on_missing: Callable[[], None] = lambda: None
         self.counters: Counter[str] = Counter()
 
     def choose(self, protocol: int, key: bytes, way: Way, now: float) -> int | None:
@@ -44,7 +48,7 @@ class PortChoice:
         pool = self._nat.pools[name]
         for _ in range(MOST_TRIES):
             if pool.must_reserve:
-                self._tell(self._live_ports.add, name, pool.reserve())
+                self._reserve(name, pool)
             port = pool.draw()
             if port is None:
                 if (port := self._shared(protocol, key, way)) is not None:
@@ -52,16 +56,27 @@ class PortChoice:
                 if not self._nat.end_oldest_closing(now):
                     break
                 continue
-            if not self._is_taken(protocol, key, way, port):
+            taken = True
+            try:
+                taken = self._is_taken(protocol, key, way, port)
+            finally:
+                if taken:  # or the kernel gave no answer
+                    pool.refuse(port)
+                    self._tell(self._live_ports.delete, name, [port])
+            if not taken:
                 return port
-            pool.refuse(port)
-            self._tell(self._live_ports.delete, name, [port])
             self.counters["port_in_use"] += 1
         self.counters["ports_exhausted"] += 1
         return None
 
     def rest(self, now: float) -> None:
-        """Give the kernel back the ports that have rested."""
+        """Give the kernel back the ports that have rested, and see that the table which holds the others is there.
+
+        Raises:
+            KernelError: the kernel cannot be told.
+        """
+        if not self._live_ports.is_there():
+            self._missing()
         for name, pool in self._nat.pools.items():
             if ports := pool.rested(now):
                 self._tell(self._live_ports.delete, name, ports)
@@ -69,6 +84,16 @@ class PortChoice:
     def taken(self) -> Mapping[str, list[int]]:
         """All ports that are ours just now, by nft set."""
         return {one: self._nat.pools[name].taken() for name, sets in SETS.items() for one in sets}
+
+    def _reserve(self, name: str, pool: PortPool) -> None:
+        ports = pool.reserve()
+        try:
+            self._tell(self._live_ports.add, name, ports)
+        except KernelError:  # the kernel would answer their packets: none of them may be used
+            for _ in ports:
+                if (port := pool.draw()) is not None:
+                    pool.refuse(port)
+            raise
 
     def _shared(self, protocol: int, key: bytes, way: Way) -> int | None:
         """A live port that serves another destination already: TCP tells the flows apart by their four-tuples."""
@@ -93,7 +118,11 @@ class PortChoice:
             try:
                 change(one, ports)
             except TableMissing:
-                # Somebody flushed the table. The network task puts it back, with all live ports; until then the
-                # kernel answers their packets with resets, which come into the tun and end there.
-                self.counters["table_missing"] += 1
-                logger.warning("our nft table is gone; it will be put back", extra={"set": one})
+                self._missing()
+
+    def _missing(self) -> None:
+        # Somebody flushed the table. The network task puts it back, with all live ports; until then the kernel
+        # answers their packets with resets, which come into the tun and end there.
+        self.counters["table_missing"] += 1
+        logger.warning("our nft table is gone and is put back")
+        self.on_missing()

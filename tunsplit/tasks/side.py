@@ -3,16 +3,24 @@
 Theory of operation. On a device with link layer a packet needs the Ethernet address of its next hop. The
 kernel's neighbour table knows it or finds it out: we ask (NTF_USE), keep the packet meanwhile, in bounds,
 and go by the events. A next hop is one object, shared by all flows that go there, so that a gateway's new
-address is written once. On a tunnel there is nothing to know.
+address is written once; it lives as long as one of them, or a way, leads by it. On a tunnel there is nothing
+to know.
+
+What the kernel's table says is kept as it says it, so it needs no bounds of its own (gc_thresh3). An entry
+that the kernel forgets, since it sees none of our frames, is no reason to stop: its address is used until
+the kernel says better.
 """
 
+import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from weakref import WeakValueDictionary
 
-from tunsplit.engine.flow import Rewrite
-from tunsplit.host import Link, Neighbour
+import trio
+
+from tunsplit.engine.flow import FlowState, Rewrite
+from tunsplit.host import FAMILIES, IPAddress, Link, Neighbour
 from tunsplit.kernel.packet import PacketSocket
 from tunsplit.wire import vnet
 
@@ -23,8 +31,7 @@ HEADER = ETHERNET
 HEADROOM = HEADER + vnet.SIZE
 FRAME = HEADROOM + 65536
 MOST_WAITING = 64  # packets a next hop
-MOST_NEXT_HOPS = 1024
-MOST_KNOWN = 8192  # neighbours; the kernel keeps 1024 of each family (gc_thresh3)
+MOST_WAITING_OCTETS = 4 << 20  # of all next hops
 _ETHERTYPE = {4: b"\x08\x00", 6: b"\x86\xdd"}
 
 
@@ -33,11 +40,11 @@ def frame_buffer() -> memoryview:
     return memoryview(bytearray(FRAME))
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class NextHop:
     """Where packets go first. `ethernet` is the whole Ethernet header; empty on a tunnel, None while unknown."""
 
-    address: IPv4Address | IPv6Address
+    address: IPAddress
     ethernet: bytes | None = None
     waiting: list[tuple[Rewrite, bytes]] = field(default_factory=list)
 
@@ -51,44 +58,49 @@ class SideDevice:
         link: Link,
         socket: PacketSocket,
         *,
-        resolve: Callable[[int, IPv4Address | IPv6Address], None],
+        resolve: Callable[[int, IPAddress], bool],
         too_big: Callable[[Rewrite, bytes, int], None],
         unreachable: Callable[[Rewrite, bytes], None],
     ) -> None:
-        """`resolve` asks the kernel for a neighbour; the other two tell an app that its packet cannot go."""
+        """`resolve` asks the kernel for a neighbour, False where it does not take the question.
+
+        The other two tell an app that its packet cannot go.
+        """
         self.side = side
         self.link = link
         self.socket = socket
         self.mtu = link.mtu
         self.narrow = False  # whether the tun lets packets through that are too big for this device
+        self.closed = False
         self.counters: Counter[str] = Counter()
         self._ethernet = socket.ethernet
         self._send = socket.send
         self._resolve = resolve
         self._too_big = too_big
         self._unreachable = unreachable
-        self._next_hops: dict[IPv4Address | IPv6Address, NextHop] = {}
-        self._known: dict[IPv4Address | IPv6Address, bytes] = {}  # what the kernel's table says now
+        # By the IP version of the packets and the address: IPv4 may go by an IPv6 gateway (RFC 5549).
+        self._next_hops: WeakValueDictionary[tuple[int, IPAddress], NextHop] = WeakValueDictionary()
+        self._waiting_octets = 0
+        self._known: dict[IPAddress, bytes] = {}  # what the kernel's table says now
         self.send = self._send_ethernet if socket.ethernet else self._send_plain
 
-    def next_hop(self, address: IPv4Address | IPv6Address) -> NextHop:
-        """The next hop with this address; the kernel starts to look for it, or to confirm it, at once."""
-        next_hop = self._next_hops.get(address)
+    def next_hop(self, address: IPAddress, version: int) -> NextHop:
+        """The next hop with this address, for packets of one IP version.
+
+        The kernel starts to look for it, or to confirm it, at once.
+        """
+        next_hop = self._next_hops.get((version, address))
         if next_hop is None:
-            if len(self._next_hops) >= MOST_NEXT_HOPS:
-                self._next_hops = {key: one for key, one in self._next_hops.items() if one.waiting}
-            next_hop = self._next_hops[address] = NextHop(address, None if self._ethernet else b"")
+            next_hop = self._next_hops[version, address] = NextHop(address, None if self._ethernet else b"")
             if self._ethernet:
                 if (mac := self._known.get(address)) is not None:
-                    next_hop.ethernet = self._header(address, mac)
+                    next_hop.ethernet = self._header(version, mac)
                 self._resolve(self.link.index, address)
         return next_hop
 
-    def confirm(self) -> None:
-        """Have the kernel confirm who we send to: it sees none of our frames, so it would never ask by itself."""
-        if self._ethernet:
-            for address in self._next_hops:
-                self._resolve(self.link.index, address)
+    def next_hops(self) -> list[IPAddress]:
+        """Every address that packets go to just now; empty on a tunnel."""
+        return [address for _, address in tuple(self._next_hops)] if self._ethernet else []
 
     def _send_ethernet(self, frame: memoryview, size: int, rewrite: Rewrite) -> None:
         """Send the packet of `size` bytes in a frame buffer; what is in front of it is overwritten."""
@@ -104,13 +116,15 @@ class SideDevice:
             checksum_start += ETHERNET
         if gso_type:
             header_length = min(header_length + ETHERNET, 0xFFFF)
-        vnet.pack_ethernet(
-            frame, 0, flags, gso_type, header_length, gso_size, checksum_start, checksum_offset, ethernet
-        )
         try:
+            vnet.pack_ethernet(
+                frame, 0, flags, gso_type, header_length, gso_size, checksum_start, checksum_offset, ethernet
+            )
             self._send(frame[: HEADROOM + size])
         except OSError as error:
             self.counters[f"send_{error.errno}"] += 1
+        except struct.error:  # a header that ends beyond what 16 bits can say
+            self.counters["send_malformed"] += 1
 
     def _send_plain(self, frame: memoryview, size: int, rewrite: Rewrite) -> None:
         """The same on a device without link layer."""
@@ -132,42 +146,70 @@ class SideDevice:
         return bool(checksum_start + transport + gso_size <= self.mtu)
 
     def _wait(self, frame: memoryview, size: int, rewrite: Rewrite, next_hop: NextHop) -> None:
-        if len(next_hop.waiting) >= MOST_WAITING:
+        if len(next_hop.waiting) >= MOST_WAITING or self._waiting_octets + size > MOST_WAITING_OCTETS:
             self.counters["neighbour_queue_full"] += 1
             return
-        if not next_hop.waiting:
-            self._resolve(self.link.index, next_hop.address)
+        if not next_hop.waiting and not self._resolve(self.link.index, next_hop.address):
+            self.counters["neighbour_refused"] += 1  # no event would ever come
+            self._unreachable(rewrite, bytes(frame[HEADROOM : HEADROOM + size]))
+            return
         next_hop.waiting.append((rewrite, bytes(frame[: HEADROOM + size])))
+        self._waiting_octets += size
+
+    def neighbours(self, table: Iterable[Neighbour]) -> None:
+        """Take over the kernel's whole neighbour table: at the start, and when events of it were lost."""
+        self._known.clear()
+        for neighbour in table:
+            self.neighbour_changed(neighbour)
+        for (_, address), next_hop in list(self._next_hops.items()):
+            if next_hop.waiting:
+                self._resolve(self.link.index, address)
 
     def neighbour_changed(self, neighbour: Neighbour) -> None:
         """The kernel's neighbour table says something new."""
         address = neighbour.address
-        next_hop = self._next_hops.get(address)
-        if neighbour.usable and neighbour.mac is not None:
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            self._known[address] = neighbour.mac
-            if next_hop is not None:
-                next_hop.ethernet = self._header(address, neighbour.mac)
-                waiting, next_hop.waiting = next_hop.waiting, []
-                for rewrite, frame in waiting:
-                    self.send(memoryview(bytearray(frame)), len(frame) - HEADROOM, rewrite)
-        elif neighbour.failed:
+        mac = neighbour.mac if neighbour.usable else None
+        if mac is not None:
+            self._known[address] = mac
+        elif neighbour.failed or not neighbour.state:
             self._known.pop(address, None)
-            if next_hop is not None:
+        for version in FAMILIES:
+            next_hop = self._next_hops.get((version, address))
+            if next_hop is None:
+                continue
+            if mac is not None:
+                next_hop.ethernet = self._header(version, mac)
+                self._go_on(next_hop)
+            elif neighbour.failed:
                 next_hop.ethernet = None
-                waiting, next_hop.waiting = next_hop.waiting, []
-                for rewrite, frame in waiting:
-                    self.counters["neighbour_failed"] += 1
-                    self._unreachable(rewrite, frame[HEADROOM:])
+                self._give_up(next_hop)
+            elif not neighbour.state and next_hop.waiting and not self._resolve(self.link.index, address):
+                self._give_up(next_hop)  # the entry was deleted while we waited for it
+
+    def _go_on(self, next_hop: NextHop) -> None:
+        for rewrite, frame in self._taken(next_hop):
+            # What was ended while it waited has lost its leave to go.
+            if rewrite.flow.state in (FlowState.OPEN, FlowState.CLOSING):
+                self.send(memoryview(bytearray(frame)), len(frame) - HEADROOM, rewrite)
+
+    def _give_up(self, next_hop: NextHop) -> None:
+        for rewrite, frame in self._taken(next_hop):
+            self.counters["neighbour_failed"] += 1
+            self._unreachable(rewrite, frame[HEADROOM:])
+
+    def _taken(self, next_hop: NextHop) -> list[tuple[Rewrite, bytes]]:
+        waiting, next_hop.waiting = next_hop.waiting, []
+        self._waiting_octets -= sum(len(frame) - HEADROOM for _, frame in waiting)
+        return waiting
 
     def close(self) -> None:
-        """Close the socket; what waits for a neighbour is dropped."""
+        """Close the socket, which ends the pump that waits for it; what waits for a neighbour is dropped."""
+        self.closed = True
+        trio.lowlevel.notify_closing(self.socket.fileno())
         self.socket.close()
 
-    def _header(self, address: IPv4Address | IPv6Address, mac: bytes) -> bytes:
-        assert self.link.mac is not None
-        return mac + self.link.mac + _ETHERTYPE[address.version]
+    def _header(self, version: int, mac: bytes) -> bytes:
+        return mac + (self.link.mac or bytes(6)) + _ETHERTYPE[version]
 
     def statistics(self) -> dict[str, int]:
         """What was sent in vain, and what came in."""
