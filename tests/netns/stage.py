@@ -1,0 +1,152 @@
+"""The stage of an end-to-end test: a lab, tunsplit running in it, and apps that do what they are told."""
+
+import ast
+import itertools
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tests.netns import agent
+from tunsplit.lab import Lab, addresses
+from tunsplit.lab.daemon import Daemon
+from tunsplit.lab.netns import Namespace
+from tunsplit.lab.programs import Program
+
+AGENT = Path(agent.__file__)
+PATIENCE_S = 20  # no condition takes so long; a test that waits for one that never comes ends with its name
+NAMES = {
+    "SERVER4": str(addresses.SERVER[4].ip),
+    "SERVER6": str(addresses.SERVER[6].ip),
+    "ROUTER4": str(addresses.ROUTER_LAN[4].ip),
+    "ROUTER6": str(addresses.ROUTER_LAN[6].ip),
+}
+SERVER = {version: interface.ip for version, interface in addresses.SERVER.items()}
+ROUTER = {version: interface.ip for version, interface in addresses.ROUTER_LAN.items()}
+HOST = {version: interface.ip for version, interface in addresses.HOST.items()}
+HOST_TUNNEL = {version: interface.ip for version, interface in addresses.HOST_TUNNEL.items()}
+RELAY = {version: interface.ip for version, interface in addresses.RELAY.items()}
+TUN = "tunsplit0"
+
+
+class App:
+    """A program that runs the Python it is given, see tests/netns/agent.py."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._numbers = itertools.count()
+        self.names: dict[str, Any] = dict(NAMES)
+
+    @property
+    def pid(self) -> int:
+        return self.program.pid
+
+    async def __call__(self, code: str, **names: Any) -> Any:
+        """Run code; what it comes to, or None if that is no plain value.
+
+        Raises:
+            OSError: with errno, as the app got it.
+            AssertionError: the app met with anything else.
+        """
+        number = next(self._numbers)
+        told = {"code": code, "names": {**self.names, **names}, "number": number}
+        self.names = {}
+        stdin = self.program.process.stdin
+        assert stdin is not None
+        await stdin.send_all(f"{json.dumps(told)}\n".encode())
+        with trio.fail_after(PATIENCE_S):
+            await self.program.wait_written(f"\n#{number}\n")
+        answer = json.loads(self.program.output.partition(f"\n#{number}\n")[0].rpartition("\n")[2])
+        if "error" in answer:
+            raise OSError(*answer["error"])
+        assert "failure" not in answer, answer["failure"]
+        return ast.literal_eval(answer["value"])
+
+
+@asynccontextmanager
+async def start_app(namespace: Namespace, program: Path) -> AsyncIterator[App]:
+    """Run an app in a namespace beside the block."""
+    command: list[str | os.PathLike[str]] = [program, "-I", "-S", "-u", AGENT]
+    async with namespace.start(command, stdin=subprocess.PIPE) as running:
+        yield App(running)
+
+
+@dataclass
+class Stage:
+    """A lab with tunsplit running in its host; `excluded` and `included` are interpreters."""
+
+    lab: Lab
+    daemon: Daemon
+    excluded: Path
+    included: Path
+
+    def app(self, program: Path) -> Any:
+        """Run an app on the host beside the block."""
+        return start_app(self.lab.host, program)
+
+    async def where(self, **wanted: Any) -> set[str]:
+        """The sides on which such a frame was seen; arguments as for `Record.seen`."""
+        return await where(self.lab, **wanted)
+
+    def clear(self) -> None:
+        """Forget what was seen so far."""
+        for observer in (self.lab.uplink, self.lab.tunnel):
+            observer.clear()
+
+    async def counter(self, name: str) -> int:
+        """One of tunsplit's counters; 0 if it has never counted."""
+        return int((await self.daemon.status())["counters"].get(name, 0))
+
+    async def flow_of(self, app: App) -> dict[str, Any]:
+        """The one flow that tunsplit tells of this app."""
+        (flow,) = [flow for flow in await self.daemon.flows() if flow["app"] and flow["app"]["pid"] == app.pid]
+        return flow
+
+
+async def where(lab: Lab, **wanted: Any) -> set[str]:
+    """The sides on which such a frame was seen so far."""
+    sides = set()
+    for observer in (lab.uplink, lab.tunnel):
+        await observer.settle()
+        assert observer.dropped == 0
+        if observer.seen(**wanted):
+            sides.add(observer.name)
+    return sides
+
+
+async def until(condition: Any, what: str) -> Any:
+    """Ask again and again, until it is so; give what it came to."""
+    with trio.move_on_after(PATIENCE_S):
+        while True:
+            if answer := await condition():
+                return answer
+            await trio.sleep(0.01)
+    raise AssertionError(f"never so: {what}")
+
+
+@asynccontextmanager
+async def open_stage(
+    lab: Lab, excluded: Iterable[str | Path] | None = None, **overrides: Mapping[str, Any]
+) -> AsyncIterator[Stage]:
+    """Run tunsplit in a lab, with this configuration; its log must show nothing worse than a warning.
+
+    Args:
+        excluded: paths of the [[app]] entries, instead of the excluded interpreter's.
+        overrides: sections of the configuration, as for `Lab.config`.
+    """
+    programs = [lab.copy_program("python", name) for name in ("excluded", "included")]
+    config = lab.config(programs[:1] if excluded is None else excluded, **overrides)
+    async with lab.tunsplit(config) as daemon:
+        yield Stage(lab, daemon, *programs)
+    assert [] == complaints(daemon.log)
+
+
+def complaints(log: str) -> list[str]:
+    """The lines of a log that tell of an error or an exception."""
+    return [line for line in log.splitlines() if " error " in line or "Traceback" in line or " critical " in line]
