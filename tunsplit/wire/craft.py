@@ -40,16 +40,16 @@ def reset(packet: bytes | bytearray | memoryview, headers: Headers) -> bytearray
     at = headers.transport
     if headers.protocol != TCP or not headers.has_transport or at + 20 > headers.size:
         return None
+    data = headers.size - at - (header := (packet[at + 12] >> 4) * 4)
     flags = packet[at + 13]
-    if flags & RST:
+    if flags & RST or header < 20 or data < 0:
         return None
     sequence = acknowledged = 0
     if flags & ACK:
         (sequence,) = unpack_u32(packet, at + 8)
         answer = RST
     else:
-        data = headers.size - at - (packet[at + 12] >> 4) * 4
-        acknowledged = unpack_u32(packet, at + 4)[0] + max(data, 0) + bool(flags & SYN) + bool(flags & FIN)
+        acknowledged = unpack_u32(packet, at + 4)[0] + data + bool(flags & SYN) + bool(flags & FIN)
         answer = RST | ACK
     segment = bytearray(packet[at + 2 : at + 4]) + packet[at : at + 2]
     segment += sequence.to_bytes(4, "big") + (acknowledged & 0xFFFFFFFF).to_bytes(4, "big")
@@ -64,10 +64,12 @@ def icmp_error(
 ) -> bytearray | None:
     """The ICMP error about `packet`, sent to its source as if by `sender`; None where none may be sent.
 
-    No error answers an ICMP error, a later fragment, or what was sent to many or from nowhere
+    No error answers an ICMP error, a later fragment, or what was sent to many, or from many or nowhere
     (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
     """
-    if not headers.has_transport or not any(headers.source) or _is_multicast(headers.destination):
+    if not headers.has_transport or not any(headers.source):
+        return None
+    if _is_multicast(headers.source) or _is_multicast(headers.destination):
         return None
     if headers.protocol in icmp.ERRORS:
         at = headers.transport

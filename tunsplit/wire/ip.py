@@ -162,11 +162,13 @@ def _parse_ipv6(packet: bytes | bytearray | memoryview, size: int) -> Headers:
         source=bytes(packet[8:24]),
         destination=bytes(packet[24:40]),
     )
-    for _ in range(_MOST_EXTENSION_HEADERS):
+    for _ in range(_MOST_EXTENSION_HEADERS + 1):
         at = headers.transport
         if headers.protocol == FRAGMENT_HEADER:
             if at + 8 > end:
                 raise MalformedPacket("IPv6 fragment header is cut")
+            if headers.identification is not None:  # once at most (RFC 8200 §4.1): it would have two names
+                raise MalformedPacket("two IPv6 fragment headers")
             (fragment,) = unpack_u16(packet, at + 2)
             headers.identification = bytes(packet[at + 4 : at + 8])
             headers.offset = fragment & 0xFFF8
