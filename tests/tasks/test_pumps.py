@@ -10,6 +10,7 @@ import trio.testing
 
 from tests.craft import fragments, tcp, udp
 from tests.fakes.devices import FAR4, HOST4, ROUTER4, ROUTER_MAC, TUN4, WG0, FakeTun, Side, nat, opened
+from tests.fakes.judges import as_real
 from tunsplit.engine.slowpath import SlowPath
 from tunsplit.tasks import inbound, mishap, outbound
 
@@ -30,12 +31,14 @@ class Pumps:
         self.flow = opened(self.table, FLOW, side.way())
 
     async def out(self):
-        await outbound.pump(self.tun, self.table, lambda _, packet, __: self.passed_by.append(packet), self.counters)
+        await outbound.pump(
+            as_real(self.tun), self.table, lambda _, packet, __: self.passed_by.append(packet), self.counters
+        )
 
     async def back(self):
         direction = self.table.inbound(self.side.device)
         slow = SlowPath(direction, self.counters, outbound=False)
-        await inbound.pump(self.side.device, self.tun, direction, slow, self.counters)
+        await inbound.pump(self.side.device, as_real(self.tun), direction, slow, self.counters)
 
 
 @pytest.fixture(params=["uplink", "tunnel"])

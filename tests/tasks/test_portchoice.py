@@ -1,0 +1,265 @@
+"""NAT's outside ports: nobody else's, and known to the kernel before they are used."""
+
+import logging
+from collections import Counter
+
+import pytest
+import trio
+
+from tests.craft import ends
+from tests.fakes.devices import FAR4, ICMP, TCP, TUN4, UDP, Side, nat, opened
+from tests.fakes.judges import as_real
+from tunsplit.engine.flow import FlowEvent
+from tunsplit.engine.fragments import Fragments
+from tunsplit.engine.ports import BATCH, REST_S
+from tunsplit.errors import KernelError
+from tunsplit.kernel.nft import TableMissing
+from tunsplit.tasks import expiry, portchoice
+from tunsplit.tasks.portchoice import SETS, PortChoice
+
+FLOW = f"{TUN4}:5000 > {FAR4}:443"
+
+
+class FakeLivePorts:
+    """The sets of the nft table."""
+
+    def __init__(self):
+        self.sets: dict[str, set[int]] = {name: set() for names in SETS.values() for name in names}
+        self.error: Exception | None = None
+        self.missing = False
+
+    def _check(self):
+        if self.missing:
+            raise TableMissing("gone")
+        if self.error:
+            raise self.error
+
+    def is_there(self):
+        return not self.missing
+
+    def add(self, name, ports):
+        self._check()
+        self.sets[name].update(ports)
+
+    def delete(self, name, ports):
+        self._check()
+        self.sets[name].difference_update(ports)
+
+
+class FakeKernel:
+    """Sockets and tracked connections on ports; both SockDiag and Conntrack."""
+
+    def __init__(self):
+        self.bound: set[tuple[int, int]] = set()
+        self.tracked: set[tuple[int, int]] = set()
+        self.peers: list[tuple[bytes, int]] = []
+        self.error: Exception | None = None
+
+    def is_bound(self, protocol, address, port):
+        if self.error:
+            raise self.error
+        return (protocol, port) in self.bound
+
+    def has_entry(self, protocol, source, destination, sport, dport):
+        self.peers.append((source, sport))
+        return (protocol, dport) in self.tracked
+
+
+class World:
+    def __init__(self):
+        self.side = Side("tunnel")
+        self.nat = nat()
+        self.live, self.kernel = FakeLivePorts(), FakeKernel()
+        self.ports = PortChoice(self.nat, as_real(self.live), as_real(self.kernel), as_real(self.kernel))
+        self.told: list[str] = []
+        self.ports.on_missing = lambda: self.told.append("missing")
+        self.way = self.side.way()
+
+    def choose(self, protocol=TCP, text=FLOW):
+        return self.ports.choose(protocol, ends(text).key, self.way, 0.0)
+
+    def open(self, protocol=TCP, text=FLOW):
+        port = self.choose(protocol, text)
+        return self.nat.open(protocol, ends(text).key, self.way, port, 0.0)
+
+    def take_all_but(self, count, name="tcp"):
+        pool = self.nat.pools[name]
+        while (places := pool.statistics())["free"] or places["reserved"] > count:
+            if pool.must_reserve:
+                pool.reserve()
+            pool.draw()
+
+
+@pytest.fixture
+def world():
+    made = World()
+    yield made
+    made.side.close()
+
+
+@pytest.mark.parametrize(("protocol", "pool"), [(TCP, "tcp"), (UDP, "udp"), (ICMP, "echo")])
+def test_the_kernel_knows_a_port_before_it_is_used(world, protocol, pool):
+    port = world.choose(protocol)
+
+    assert all(port in world.live.sets[name] for name in SETS[pool])
+    assert BATCH == len(world.live.sets[SETS[pool][0]])
+    assert world.ports.taken()[SETS[pool][0]].count(port) == 1
+
+
+def test_ports_are_told_in_batches(world):
+    for number in range(BATCH):
+        world.open(text=f"{TUN4}:{number + 1} > {FAR4}:443")
+
+    assert BATCH == len(world.live.sets[SETS["tcp"][0]])
+
+
+@pytest.mark.parametrize("whose", ["bound", "tracked"])
+def test_a_port_of_somebody_else_is_left_to_him(world, whose):
+    first = world.choose()
+    world.nat.pools["tcp"].refuse(first)
+    world.nat.pools["tcp"]._free.remove(first)  # noqa: SLF001  # drawn next, so that it is the one refused
+    world.nat.pools["tcp"]._reserved.append(first)  # noqa: SLF001
+    getattr(world.kernel, whose).add((TCP, first))
+
+    port = world.choose()
+
+    assert port not in (None, first)
+    assert first not in world.live.sets[SETS["tcp"][0]]
+    assert first not in world.ports.taken()[SETS["tcp"][0]]
+    assert {(ends(FLOW).destination, 443)} == set(world.kernel.peers)
+    assert 1 == world.ports.counters["port_in_use"]
+
+
+def test_echo_identifiers_are_nobody_s_port(world):
+    world.kernel.error = KernelError("not to be asked")
+
+    assert world.choose(ICMP)
+
+
+def test_one_socket_keeps_its_port_towards_everybody(world):
+    first = world.open(UDP)
+    second = world.open(UDP, f"{TUN4}:5000 > {FAR4}:444")
+
+    assert first.outside[4 + 4 : 4 + 6] == second.outside[8:10]
+
+
+def test_when_all_ports_are_live_a_connection_shares_one_towards_another_destination(world):
+    world.take_all_but(1)
+    only = world.open()
+
+    port = world.ports.choose(TCP, ends(f"{TUN4}:5001 > {FAR4}:444").key, world.way, 0.0)
+
+    assert port is not None
+    assert port in world.nat.pools["tcp"].taken()
+    assert only
+
+
+def test_when_none_can_be_shared_the_oldest_closing_flow_gives_way(world, monkeypatch):
+    monkeypatch.setattr(world.ports, "_shared", lambda *_: None)
+    world.take_all_but(1)
+    old = world.open()
+    world.nat.close(old)
+
+    assert int.from_bytes(old.outside[-4:-2], "big") == world.choose(text=f"{TUN4}:5001 > {FAR4}:443")
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_when_nothing_is_left_nothing_is_given(world, protocol, monkeypatch):
+    monkeypatch.setattr(world.nat, "is_free", lambda *_: False)
+    world.take_all_but(0, "tcp" if protocol == TCP else "udp")
+
+    assert world.choose(protocol) is None
+    assert 1 == world.ports.counters["ports_exhausted"]
+
+
+def test_it_does_not_look_for_ever(world):
+    world.kernel.is_bound = lambda *_: True
+
+    assert world.choose() is None
+    assert portchoice.MOST_TRIES == world.ports.counters["port_in_use"]
+
+
+# Failures
+
+
+def test_ports_that_the_kernel_was_not_told_of_are_not_used(world):
+    world.live.error = KernelError("nft: no memory")
+    with pytest.raises(KernelError):
+        world.choose()
+    assert {"free": 16384, "reserved": 0, "live": 0, "resting": 0} == world.nat.pools["tcp"].statistics()
+
+    world.live.error = None
+
+    assert world.choose() in world.live.sets[SETS["tcp"][0]]
+
+
+def test_a_port_that_could_not_be_judged_is_given_back(world):
+    world.kernel.error = KernelError("bind: too many files")
+    with pytest.raises(KernelError):
+        world.choose()
+
+    assert 0 == world.nat.pools["tcp"].statistics()["live"]
+    assert BATCH - 1 == len(world.live.sets[SETS["tcp"][0]])
+
+
+def test_a_missing_table_is_told_and_does_not_stop_flows(world, caplog):
+    world.live.missing = True
+
+    assert world.choose()
+    assert ["missing"] == world.told
+    assert [logging.WARNING] == [record.levelno for record in caplog.records]
+
+
+def test_it_is_seen_also_while_no_flow_opens(world):
+    world.live.missing = True
+
+    world.ports.rest(1.0)
+
+    assert ["missing"] == world.told
+
+
+# Rest
+
+
+def test_a_port_rests_before_the_kernel_gets_it_back(world):
+    flow = world.open()
+    port = int.from_bytes(flow.outside[-4:-2], "big")
+    world.nat.end(flow, FlowEvent.TIMEOUT, 10.0)
+
+    world.ports.rest(10.0 + REST_S - 1)
+    assert port in world.live.sets[SETS["tcp"][0]]
+
+    world.ports.rest(10.0 + REST_S)
+    assert port not in world.live.sets[SETS["tcp"][0]]
+
+
+async def test_once_a_second_what_is_due_ends(world, nursery, autojump_clock):
+    pieces = Fragments()
+    counters: Counter[str] = Counter()
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [pieces], counters)
+    start = trio.current_time()
+    key = ends(FLOW).key
+    port = world.choose(UDP)
+    world.nat.open(UDP, key, world.way, port, start)
+    await trio.sleep(290)
+    assert 1 == len(world.nat)
+
+    await trio.sleep(20)
+    assert 0 == len(world.nat)
+    assert port in world.live.sets[SETS["udp"][0]]
+
+    await trio.sleep(REST_S)
+    assert port not in world.live.sets[SETS["udp"][0]]
+
+
+async def test_a_kernel_that_does_not_listen_ends_nothing(world, nursery, autojump_clock, caplog):
+    flow = opened(world.nat, FLOW, world.way)
+    world.nat.end(flow, FlowEvent.TIMEOUT, trio.current_time())
+    world.live.error = KernelError("nft: no")
+    counters: Counter[str] = Counter()
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [], counters)
+
+    await trio.sleep(REST_S + 5)
+
+    assert {"ports_not_told": 1} == counters
+    assert ["ports cannot be given back"] == [record.message for record in caplog.records]
