@@ -193,6 +193,10 @@ def _steer(facts: RulesetFacts) -> Iterator[str]:
     # finds no way there, and its packet ends with an error.
     yield f"oifname != {_names([*facts.uplinks, facts.tunnel])} accept"
     yield "jump may_leave"
+    if facts.firewall:
+        # TCP names a device by being bound to it alone. A SYN that ends here would be sent again and again; refused
+        # by the firewall, it ends the connect at once (net/ipv4/tcp_output.c, tcp_connect).
+        yield "meta l4proto tcp accept"
     yield f"meta mark set {MARK_STEER:#x}"
 
 
