@@ -15,11 +15,11 @@ def test_the_defaults_ask_for_nothing_that_is_missing():
 
 def test_a_rule_that_can_never_match_is_named_by_its_number():
     lines = unsupported(
-        parse("[tunnel]\ninterface = 'w'\nfwmark = 1\n[[app]]\npath = '/x'\n[[app]]\nname = 'y'\ncgroup = 'z'")
+        parse("[tunnel]\ninterface = 'w'\nfwmark = 1\n[[app]]\npath = '/x'\n[[app]]\ncmdline = 'y'\ncgroup = 'z'")
     )
 
     assert [
-        "[[app]] #2 name is accepted but has no effect yet: a rule with it never matches",
+        "[[app]] #2 cmdline is accepted but has no effect yet: a rule with it never matches",
         "[[app]] #2 cgroup is accepted but has no effect yet: a rule with it never matches",
     ] == lines
 

@@ -19,8 +19,9 @@ import trio
 
 from tunsplit.config import Config
 from tunsplit.engine.hold import Hold
+from tunsplit.engine.matchers import CgroupRule, CmdlineRule, Matcher, NameRule, UserRule, path_rule
 from tunsplit.engine.nat import Direction, Nat
-from tunsplit.engine.policy import Mode, Never, Policy, Rule, Verdict, path_rule
+from tunsplit.engine.policy import Mode, Policy, Rule, Verdict
 from tunsplit.engine.ports import PortPool
 from tunsplit.engine.slowpath import SlowPath
 from tunsplit.engine.steering import Endpoint, SteeringSettings
@@ -168,15 +169,40 @@ async def _open_daemon(config: Config) -> AsyncIterator[Report]:
 
 
 def policy_of(config: Config) -> Policy:
-    """The policy that a configuration asks for."""
+    """The policy that a configuration asks for, with paths and users as they are on this host now.
+
+    Raises:
+        ConfigError: an [[app]] names a user that this host does not know.
+    """
     rules = []
     for number, entry in enumerate(config.apps, start=1):
-        others = [key for key in ("name", "cmdline", "user", "cgroup") if getattr(entry, key) is not None]
-        matchers = [path_rule(entry.path, identify, resolve)] if entry.path is not None else []
-        label = entry.path or ", ".join(f"{key} {getattr(entry, key)}" for key in others)
-        rules.append(Rule(number, label, (*matchers, *(Never() for _ in others)), entry.inherit))
+        matchers: list[Matcher] = []
+        if entry.path is not None:
+            matchers.append(path_rule(entry.path, identify, resolve))
+        if entry.name is not None:
+            matchers.append(NameRule(entry.name))
+        if entry.cmdline is not None:
+            matchers.append(CmdlineRule(entry.cmdline))
+        if entry.user is not None:
+            matchers.append(UserRule(_uid_of(entry.user, f"[[app]] #{number} user")))
+        if entry.cgroup is not None:
+            matchers.append(CgroupRule(entry.cgroup))
+        others = [
+            f"{key} {value}"
+            for key in ("name", "cmdline", "user", "cgroup")
+            if (value := getattr(entry, key)) is not None
+        ]
+        label = ", ".join([entry.path, *others] if entry.path is not None else others)
+        rules.append(Rule(number, label, tuple(matchers), entry.inherit))
     split = config.split
     return Policy(tuple(rules), Mode(split.mode), split.enabled, Verdict(split.unattributed), Verdict(split.ambiguous))
+
+
+def _uid_of(user: str | int, where: str) -> int:
+    try:
+        return user if isinstance(user, int) else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise ConfigError(f"{where}: found {user!r}, expected a user of this host") from None
 
 
 def steering_of(config: Config) -> SteeringSettings:

@@ -30,3 +30,6 @@ class Process(NamedTuple):
     executable: Executable | None  # None: a kernel thread, a zombie, or not ours to know
     is_kernel: bool = False
     is_own_user_namespace: bool = True  # elsewhere the program's path can be forged
+    # Read only if some rule asks; both may change without an exec, the first at the process's own wish.
+    cmdline: str | None = None  # arguments joined by spaces, their first 4 KiB; None: not asked for, or no program
+    cgroup: str | None = None  # path as seen from our own cgroup namespace; None: not asked for, or no cgroups
