@@ -9,6 +9,7 @@ HELD permits nothing but waiting. OPEN and CLOSING permit packets in both direct
 nothing, and remembers that the answer was given. GONE is forgotten: the next packet is a first packet.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -68,7 +69,7 @@ class App:
 class Rewrite:
     """One direction of a flow, worked out when it opens: what to write where. Plain data, but for its counters.
 
-    `four_tuple` replaces bytes `at` to `end`. Finished checksums, of the IP header and of the transport (at
+    `four_tuple` replaces what is there `at` its place. Finished checksums, of the IP header and of the transport (at
     `check_at`), fall by `ip_delta` and `transport_delta`; an unfinished one covers the addresses but not the
     ports, and rises by `pseudo_delta`. Packets of less than `shortest` bytes are none of this flow's. `device`
     and `next_hop` say where the packet goes then; both are opaque here.
@@ -76,18 +77,35 @@ class Rewrite:
 
     flow: "Flow"
     four_tuple: bytes
-    at: int
-    end: int
     check_at: int
     shortest: int
     ip_delta: int
     transport_delta: int
     pseudo_delta: int
-    device: object
+    device: Hashable
     next_hop: object
     last_seen: float = 0.0
     packets: int = 0
     octets: int = 0
+
+    @property
+    def at(self) -> int:
+        """Where the four-tuple of a packet without options begins."""
+        return 12 if len(self.four_tuple) == 12 else 8
+
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self.at + len(self.four_tuple)
+
+
+@dataclass(slots=True, eq=False)
+class Mapping:
+    """The outside port, or echo identifier, of one inside address and port; kept while a flow uses it."""
+
+    inside: bytes
+    port: int
+    uses: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -96,7 +114,8 @@ class Flow:
 
     `key` is the four-tuple of the original direction as the app sends it, `outside` the same as it
     leaves the side. `translated` is False for what carries its side's own address already: a server's
-    answers, and connections older than tunsplit; their inbound half is the kernel's.
+    answers, and connections older than tunsplit; their inbound half is the kernel's. `due` is the second
+    in which the table looks whether the flow has been idle for too long.
     """
 
     protocol: int
@@ -111,12 +130,19 @@ class Flow:
     state: FlowState = FlowState.HELD
     translated: bool = True
     closed_ways: int = 0
+    due: int = 0
+    mapping: Mapping | None = None
     original: Rewrite = field(init=False, repr=False)
     reply: Rewrite = field(init=False, repr=False)
 
     def move(self, event: FlowEvent) -> None:
         """Pass to the next state. A pair that is not in the table is our own bug: KeyError."""
         self.state = TRANSITIONS[self.state, event]
+
+    @property
+    def passes(self) -> bool:
+        """Whether packets of this flow may pass."""
+        return self.state is FlowState.OPEN or self.state is FlowState.CLOSING
 
     @property
     def last_seen(self) -> float:

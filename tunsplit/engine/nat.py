@@ -10,17 +10,19 @@ Mapping and filtering (RFC 4787, RFC 5382, RFC 5508): one inside address and por
 towards all destinations (endpoint-independent mapping), only those it has sent to may answer (address- and
 port-dependent filtering). When TCP's ports run out, one port serves several destinations.
 
-Invariants: a flow's two rewrites open and expire together. No two flows have the same reply four-tuple on
-one device. A port is live as long as a mapping uses it.
+Invariants: a flow's two rewrites open and expire together. No two flows have the same four-tuple, nor the
+same reply four-tuple on one device. A port is live as long as a flow uses it. What has ended is referred to
+nowhere: a flow is in one bucket of those that may be idle by a second, and leaves it when it ends.
 
 When the table is full, the flow that closed first gives way; if none is closing, the new one is refused.
 """
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from tunsplit.engine.flow import App, Flow, FlowEvent, FlowState, Rewrite
+from tunsplit.engine.flow import App, Flow, FlowEvent, FlowState, Mapping, Rewrite
 from tunsplit.engine.ports import PortPool
 from tunsplit.wire.checksum import checksum_delta
 from tunsplit.wire.ip import (
@@ -77,6 +79,10 @@ class Direction:
     def find(self, protocol: int, key: bytes) -> Rewrite | None:
         """The rewrite for this four-tuple."""
         return self._rewrites[protocol].get(key)
+
+    def __iter__(self) -> Iterator[Rewrite]:
+        for rewrites in self._rewrites.values():
+            yield from rewrites.values()
 
     def add(self, protocol: int, key: bytes, rewrite: Rewrite) -> None:
         """Put a rewrite in its place."""
@@ -159,20 +165,18 @@ class Nat:
         self.counters: Counter[str] = Counter()
         self._most_flows = most_flows
         self._inbound: dict[Hashable, Direction] = {}
-        self._flows: dict[Flow, None] = {}
-        self._closing: deque[Flow] = deque()
-        self._mappings: dict[tuple[str, Hashable, bytes, bytes, bytes], int] = {}
-        self._mapping_uses: Counter[tuple[str, Hashable, bytes, bytes, bytes]] = Counter()
-        self._port_uses: Counter[tuple[str, int]] = Counter()
-        # Second → flows that may be idle by then. A flow is in one bucket; one that was busy moves on to a later one.
-        self._due: defaultdict[int, list[Flow]] = defaultdict(list)
+        self._open = 0
+        self._closing: dict[Flow, None] = {}
+        self._mappings: defaultdict[Hashable, dict[bytes, Mapping]] = defaultdict(dict)
+        self._port_uses: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self._due: defaultdict[int, dict[Flow, None]] = defaultdict(dict)  # a small set takes twice as much as a dict
         self._checked = 0
 
     def __len__(self) -> int:
-        return len(self._flows)
+        return self._open
 
     def __iter__(self) -> Iterator[Flow]:
-        return iter(tuple(self._flows))
+        return iter([rewrite.flow for rewrite in self.outbound])
 
     def inbound(self, device: Hashable) -> Direction:
         """The replies that may come in on this device."""
@@ -183,36 +187,34 @@ class Nat:
     def forget_device(self, device: Hashable) -> None:
         """The device is gone; its flows have been ended before."""
         self._inbound.pop(device, None)
+        self._mappings.pop(device, None)
 
     def mapped_port(self, protocol: int, key: bytes, way: Way) -> int | None:
         """The outside port that this inside address and port has already, if it is free towards this destination."""
-        port = self._mappings.get(self._mapping(protocol, key, way))
-        if port is not None and self.is_free(protocol, key, way, port):
-            return port
+        mapping = self._mappings[way.device].get(_inside(protocol, key, way.source))
+        if mapping is not None and self.is_free(protocol, key, way, mapping.port):
+            return mapping.port
         return None
 
     def is_free(self, protocol: int, key: bytes, way: Way, port: int) -> bool:
         """Whether no other flow has the reply four-tuple that this port would give."""
-        outside = self._outside(key, way.source, port)
+        outside = _outside(key, way.source, port)
         return self.inbound(way.device).find(protocol, reversed_key(outside)) is None
 
     def has_room(self, now: float) -> bool:
         """Make room for one more flow; False where the table is full of live ones."""
-        if len(self._flows) < self._most_flows:
-            return True
-        if self.end_oldest_closing(now):
+        if self._open < self._most_flows or self.end_oldest_closing(now):
             return True
         self.counters["table_full"] += 1
         return False
 
     def end_oldest_closing(self, now: float) -> bool:
         """End the flow that closed first, before its time: its place or its port is needed."""
-        while self._closing:
-            flow = self._closing.popleft()
-            if flow.state is FlowState.CLOSING:
-                self.end(flow, FlowEvent.TIMEOUT, now)
-                return True
-        return False
+        oldest = next(iter(self._closing), None)
+        if oldest is None:
+            return False
+        self.end(oldest, FlowEvent.TIMEOUT, now)
+        return True
 
     def open(
         self,
@@ -232,21 +234,18 @@ class Nat:
         `port` is the outside port or echo identifier, drawn from the protocol's pool or `mapped_port`; None
         for protocols without. The caller has asked `is_free` and `has_room`.
         """
-        outside = self._outside(key, way.source, port)
+        outside = _outside(key, way.source, port)
         flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, cookie)
-        inbound = self.inbound(way.device)
         reply_key = reversed_key(outside)
+        inbound = self.inbound(way.device)
         if inbound.find(protocol, reply_key) is not None:
             raise ValueError("two flows with one reply four-tuple")
         flow.original = _rewrite(flow, key, outside, way, now)
         flow.reply = _rewrite(flow, reply_key, reversed_key(key), way, now)
+        self._enter(flow, now)
         inbound.add(protocol, reply_key, flow.reply)
         if port is not None:
-            mapping = self._mapping(protocol, key, way)
-            if self._mappings.setdefault(mapping, port) == port:
-                self._mapping_uses[mapping] += 1
-            self._port_uses[PORT_POOLS[protocol], port] += 1
-        self._enter(flow, now)
+            self._use(flow, port, way)
         return flow
 
     def open_untranslated(
@@ -262,94 +261,119 @@ class Nat:
     def close(self, flow: Flow) -> None:
         """Both ways are closed, or one was reset: the flow lingers for the last packets."""
         flow.move(FlowEvent.CLOSE)
-        self._closing.append(flow)
-        self._due[self._checked + int(flow.idle_s) + 1].append(flow)
+        self._closing[flow] = None
+        self._leave_bucket(flow)
+        self._enter_bucket(flow, self._checked + int(flow.idle_s) + 1)
 
     def end(self, flow: Flow, event: FlowEvent, now: float) -> None:
         """Take the flow out at once: no packet of it passes any more, in either direction."""
         flow.move(event)
-        del self._flows[flow]
+        self._open -= 1
+        self._closing.pop(flow, None)
+        self._leave_bucket(flow)
         self.outbound.remove(flow.protocol, flow.key)
-        way_device = flow.original.device
         if flow.translated:
-            assert isinstance(way_device, Hashable)
-            self.inbound(way_device).remove(flow.protocol, reversed_key(flow.outside))
+            self.inbound(flow.original.device).remove(flow.protocol, reversed_key(flow.outside))
             self._release(flow, now)
 
     def expire(self, now: float) -> int:
         """End the flows that were idle for too long; how many. Costs what is due, not what is open."""
         gone = 0
-        for second in range(self._checked + 1, int(now) + 1):
-            for flow in self._due.pop(second, ()):
-                if flow not in self._flows:
-                    continue
+        first, self._checked = self._checked + 1, max(self._checked, int(now))
+        if not self._due:
+            return 0
+        for second in range(first, self._checked + 1):
+            for flow in tuple(self._due.get(second, ())):
                 deadline = flow.last_seen + flow.idle_s
                 if deadline <= now:
                     self.end(flow, FlowEvent.TIMEOUT, now)
                     gone += 1
                 else:
-                    self._due[max(int(deadline), int(now)) + 1].append(flow)
-        self._checked = max(self._checked, int(now))
-        while self._closing and self._closing[0].state is not FlowState.CLOSING:
-            self._closing.popleft()
+                    self._leave_bucket(flow)
+                    self._enter_bucket(flow, int(deadline) + 1)
         return gone
 
     def flows_of(self, devices: Iterable[Hashable]) -> list[Flow]:
         """The flows that leave by one of these devices."""
         wanted = set(devices)
-        return [flow for flow in self._flows if flow.original.device in wanted]
+        return [flow for flow in self if flow.original.device in wanted]
 
     def statistics(self) -> dict[str, int]:
         """Sizes of everything that grows, and counters."""
         ports = {
             f"ports_{name}_{place}": n for name, pool in self.pools.items() for place, n in pool.statistics().items()
         }
-        return {"flows": len(self._flows), "mappings": len(self._mappings), **ports, **self.counters}
+        return {
+            "flows": self._open,
+            "closing": len(self._closing),
+            "mappings": sum(map(len, self._mappings.values())),
+            **ports,
+            **self.counters,
+        }
 
     def _enter(self, flow: Flow, now: float) -> None:
+        if self.outbound.find(flow.protocol, flow.key) is not None:
+            raise ValueError("two flows with one four-tuple")
+        self.outbound.add(flow.protocol, flow.key, flow.original)
+        flow.move(FlowEvent.ACCEPT)
+        self._enter_bucket(flow, max(int(now + flow.idle_s), self._checked) + 1)
         if not self._checked:
             self._checked = int(now)
-        self.outbound.add(flow.protocol, flow.key, flow.original)
-        self._flows[flow] = None
-        flow.move(FlowEvent.ACCEPT)
-        self._due[int(now + flow.idle_s) + 1].append(flow)
+        self._open += 1
         self.counters["opened"] += 1
 
+    def _enter_bucket(self, flow: Flow, second: int) -> None:
+        flow.due = second
+        self._due[second][flow] = None
+
+    def _leave_bucket(self, flow: Flow) -> None:
+        bucket = self._due[flow.due]
+        del bucket[flow]
+        if not bucket:
+            del self._due[flow.due]
+
+    def _use(self, flow: Flow, port: int, way: Way) -> None:
+        inside = _inside(flow.protocol, flow.key, way.source)
+        mapping = self._mappings[way.device].get(inside)
+        if mapping is None:
+            mapping = self._mappings[way.device][inside] = Mapping(inside, port)
+        if mapping.port == port:  # else TCP's ports have run out, and this one is another mapping's
+            mapping.uses += 1
+            flow.mapping = mapping
+        self._port_uses[PORT_POOLS[flow.protocol]][port] += 1
+
     def _release(self, flow: Flow, now: float) -> None:
-        pool_name = PORT_POOLS.get(flow.protocol)
-        if pool_name is None:
+        if flow.protocol not in PORT_POOLS:
             return
-        port = int.from_bytes(flow.outside[-4:-2], "big")
-        way = Way(flow.side, flow.original.device, None, source_of(flow.outside))
-        mapping = self._mapping(flow.protocol, flow.key, way)
-        if self._mappings.get(mapping) == port:
-            self._mapping_uses[mapping] -= 1
-            if not self._mapping_uses[mapping]:
-                del self._mapping_uses[mapping], self._mappings[mapping]
-        self._port_uses[pool_name, port] -= 1
-        if not self._port_uses[pool_name, port]:
-            del self._port_uses[pool_name, port]
-            self.pools[pool_name].give_back(port, now)
+        if (mapping := flow.mapping) is not None:
+            mapping.uses -= 1
+            if not mapping.uses:
+                del self._mappings[flow.original.device][mapping.inside]
+        pool = PORT_POOLS[flow.protocol]
+        uses, port = self._port_uses[pool], int.from_bytes(flow.outside[-4:-2], "big")
+        uses[port] -= 1
+        if not uses[port]:
+            del uses[port]
+            self.pools[pool].give_back(port, now)
 
-    @staticmethod
-    def _mapping(protocol: int, key: bytes, way: Way) -> tuple[str, Hashable, bytes, bytes, bytes]:
-        return PORT_POOLS[protocol] + str(protocol), way.device, way.source, source_of(key), key[-4:-2]
 
-    @staticmethod
-    def _outside(key: bytes, source: bytes, port: int | None) -> bytes:
-        ports = key[-4:] if port is None else port.to_bytes(2, "big") + key[-2:]
-        return source + destination_of(key) + ports
+def _inside(protocol: int, key: bytes, source: bytes) -> bytes:
+    """What has one outside port on a device: an inside address and port, while the device's own is `source`."""
+    return bytes((protocol,)) + source + source_of(key) + key[-4:-2]
+
+
+def _outside(key: bytes, source: bytes, port: int | None) -> bytes:
+    ports = key[-4:] if port is None else port.to_bytes(2, "big") + key[-2:]
+    return source + destination_of(key) + ports
 
 
 def _rewrite(flow: Flow, old: bytes, new: bytes, way: Way, now: float) -> Rewrite:
-    at, header = (12, 20) if len(old) == 12 else (8, 40)
-    addresses = checksum_delta(old[:-4], new[:-4])
+    header = 20 if len(old) == 12 else 40
+    addresses = _delta(source_of(old), source_of(new)) or _delta(destination_of(old), destination_of(new))
     ports = checksum_delta(old[-4:], new[-4:])
     return Rewrite(
         flow=flow,
         four_tuple=new,
-        at=at,
-        end=at + len(old),
         check_at=header + CHECKSUM_AT.get(flow.protocol, 0),
         shortest=header + _SHORTEST.get(flow.protocol, 0),
         ip_delta=addresses if len(old) == 12 else 0,
@@ -360,3 +384,9 @@ def _rewrite(flow: Flow, old: bytes, new: bytes, way: Way, now: float) -> Rewrit
         next_hop=way.next_hop,
         last_seen=now,
     )
+
+
+@lru_cache(maxsize=64)
+def _delta(old: bytes, new: bytes) -> int:
+    """The same number for all flows between two addresses is one object: 100,000 flows have few of them."""
+    return checksum_delta(old, new)

@@ -12,7 +12,6 @@ Invariant: a port is in exactly one place.
 
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 
 REST_S = 60.0  # TIME_WAIT of the peers (tcp.h, TCP_TIMEWAIT_LEN)
 BATCH = 64  # ports told to the kernel at once
@@ -25,7 +24,8 @@ class PortPool:
         self._randbelow = randbelow
         self._free = list(range(first, last + 1))
         self._reserved: list[int] = []
-        self._live: set[int] = set()
+        self._live: list[int] = []
+        self._place: dict[int, int] = {}  # of each live port in the list: any of them is found, and taken out, at once
         self._resting: deque[tuple[float, int]] = deque()
 
     @property
@@ -47,17 +47,17 @@ class PortPool:
             port = self._resting.popleft()[1]
         else:
             return None
-        self._live.add(port)
+        self._become_live(port)
         return port
 
     def give_back(self, port: int, now: float) -> None:
         """The mapping is gone: the port rests from `now` on."""
-        self._live.remove(port)
+        self._leave_live(port)
         self._resting.append((now, port))
 
     def refuse(self, port: int) -> None:
         """The port just drawn is somebody else's: back to the free ones; the caller returns it to the kernel."""
-        self._live.remove(port)
+        self._leave_live(port)
         self._free.append(port)
 
     def rested(self, now: float) -> list[int]:
@@ -76,7 +76,7 @@ class PortPool:
         """Any live port, at random; None if there is none. For TCP, whose ports serve several destinations."""
         if not self._live:
             return None
-        return next(islice(self._live, self._randbelow(len(self._live)), None))
+        return self._live[self._randbelow(len(self._live))]
 
     def statistics(self) -> dict[str, int]:
         """How many ports are where."""
@@ -86,6 +86,16 @@ class PortPool:
             "live": len(self._live),
             "resting": len(self._resting),
         }
+
+    def _become_live(self, port: int) -> None:
+        self._place[port] = len(self._live)
+        self._live.append(port)
+
+    def _leave_live(self, port: int) -> None:
+        at, last = self._place.pop(port), self._live.pop()
+        if last != port:
+            self._live[at] = last
+            self._place[last] = at
 
     def _take(self, ports: list[int]) -> int:
         at = self._randbelow(len(ports))
