@@ -1,0 +1,111 @@
+"""A NAT with two sides and its slow paths, driven by packets as craft.py writes them."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from tests.craft import ICMP, ICMPV6, UDP, address, ends
+from tunsplit.engine.flow import Flow
+from tunsplit.engine.nat import PORT_POOLS, Direction, Nat, Way
+from tunsplit.engine.ports import PortPool
+from tunsplit.engine.slowpath import Ready, SlowPath, Unknown
+from tunsplit.wire import vnet
+
+NOW = 1000.0
+NEEDS_CSUM = bytes((vnet.NEEDS_CSUM,)) + bytes(9)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a flow leaves by; opaque to the engine."""
+
+    name: str
+
+
+UPLINK, TUNNEL = Device("eth0"), Device("wg0")
+
+
+class World:
+    """Packets go in by `sent` (from an app) and `received` (from a device), and come out rewritten."""
+
+    def __init__(self, *, most_flows: int = 1000, ports: tuple[int, int] = (40000, 40199)) -> None:
+        chance = random.Random(1)
+        pools = {name: PortPool(*ports, chance.randrange) for name in ("tcp", "udp", "echo")}
+        self.nat = Nat(pools, most_flows=most_flows)
+        self.counters: Counter[str] = Counter()
+        self.outbound = SlowPath(self.nat.outbound, self.counters, outbound=True)
+        self._inbound: dict[Device, SlowPath] = {}
+        self.now = NOW
+
+    def inbound(self, device: Device = UPLINK) -> SlowPath:
+        """The slow path of what comes in on a device."""
+        if device not in self._inbound:
+            self._inbound[device] = SlowPath(self.nat.inbound(device), self.counters, outbound=False)
+        return self._inbound[device]
+
+    def open(self, text: str, *, outside: str, protocol: int = UDP, device: Device = UPLINK) -> Flow:
+        """Open a flow with just this outside address and port."""
+        source, _, port = outside.rpartition(":")
+        number = None
+        if protocol in PORT_POOLS:
+            number = int(port)
+            if number not in (pool := self.nat.pools[PORT_POOLS[protocol]]).taken():
+                pool._become_live(number)  # noqa: SLF001  # the test says which port was drawn
+        return self.nat.open(protocol, ends(text).key, way(source.strip("[]"), device), number, self.now)
+
+    def echo(self, text: str, identifier: int, *, outside: str, device: Device = UPLINK) -> Flow:
+        """Open a flow of echo: its identifier stands in the place of the source port."""
+        source, destination = text.split(" > ")
+        if ":" in source:
+            return self.open(
+                f"[{source}]:{identifier} > [{destination}]:0", outside=outside, protocol=ICMPV6, device=device
+            )
+        return self.open(f"{source}:{identifier} > {destination}:0", outside=outside, protocol=ICMP, device=device)
+
+    def sent(self, packet: bytes, *, finished: bool = True) -> bytes | None:
+        """What the fast path makes of an app's packet; None: it needs the slow path."""
+        return self._fast(self.nat.outbound, packet, finished)
+
+    def received(self, packet: bytes, device: Device = UPLINK, *, finished: bool = True) -> bytes | None:
+        """What the fast path makes of a packet that comes in on a device."""
+        return self._fast(self.nat.inbound(device), packet, finished)
+
+    def _fast(self, direction: Direction, packet: bytes, finished: bool) -> bytes | None:
+        buffer = bytearray(b"\xa5" * 70_000)  # the previous packet's bytes
+        buffer[: len(packet)] = packet
+        rewrite = direction.translate(buffer, len(packet), finished, self.now)
+        if rewrite is None:
+            assert packet == buffer[: len(packet)]
+            return None
+        assert bytearray(b"\xa5" * 100) == buffer[len(packet) : len(packet) + 100]
+        return bytes(buffer[: len(packet)])
+
+    def sent_slowly(self, packet: bytes, header: bytes = vnet.NONE) -> list[bytes] | Unknown:
+        """What the slow path makes of an app's packet: what may go, or that no flow is known."""
+        return _packets(self.outbound.translate_untrusted(header, packet, self.now))
+
+    def received_slowly(
+        self, packet: bytes, device: Device = UPLINK, header: bytes = vnet.NONE
+    ) -> list[bytes] | Unknown:
+        """The same for a packet that comes in on a device."""
+        return _packets(self.inbound(device).translate_untrusted(header, packet, self.now))
+
+    def later(self, seconds: float) -> int:
+        """Time passes, and what was idle for too long ends; how many flows."""
+        self.now += seconds
+        return self.nat.expire(self.now)
+
+
+def _packets(outcome: list[Ready] | Unknown) -> list[bytes] | Unknown:
+    return outcome if isinstance(outcome, Unknown) else [bytes(ready.packet) for ready in outcome]
+
+
+def unknown(outcome: list[bytes] | Unknown) -> Unknown:
+    """The packet of no flow that this outcome is."""
+    assert isinstance(outcome, Unknown)
+    return outcome
+
+
+def way(source: str, device: Device = UPLINK) -> Way:
+    """A way out of a device with this address."""
+    return Way("uplink" if device is UPLINK else "tunnel", device, None, address(source))
