@@ -1,11 +1,13 @@
 """Sockets are found by what they send."""
 
+import errno
 import socket
+import sys
 from contextlib import closing
 
 import pytest
 
-from tests.apps import FAR4, OWN4, OWN6, TUN, connecting, flow, inode, key, own_network, udp
+from tests.apps import FAR4, FAR6, OWN4, OWN6, TUN, connecting, flow, inode, key, own_network, udp
 from tunsplit.errors import KernelError
 from tunsplit.kernel import sockdiag
 from tunsplit.kernel.sockdiag import CLOSE, ESTABLISHED, LISTEN, SYN_SENT, SockDiag
@@ -78,7 +80,7 @@ def test_no_socket_no_answer(diag):
         assert diag.find(UDP, key(V4, OWN4, 4000, FAR4, 80)) is None
     assert diag.find(TCP, key(V4, OWN4, 4000, FAR4, 80)) is None
     assert [] == diag.find_all(key(V6, OWN6, 4000, "2001:db8::1", 80))
-    assert {"found": 2, "missed": 2, "failed": 0, "stale": 0} == diag.statistics()
+    assert {"found": 2, "missed": 2, "destroyed": 0, "failed": 0, "stale": 0} == diag.statistics()
 
 
 @pytest.mark.parametrize("bound", ["0.0.0.0", OWN4])
@@ -127,6 +129,107 @@ def test_a_thousand_sockets_on_a_port_are_all_seen(diag):
     finally:
         for one in sockets:
             one.close()
+
+
+# The end of a socket
+
+
+def told(sock):
+    """What a socket says of itself: the name of its error, if any."""
+    return errno.errorcode.get(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+
+@pytest.mark.parametrize(("family", "address"), [(V4, "127.0.0.1"), (V6, "::1")])
+def test_one_end_of_a_connection_is_ended(diag, family, address):
+    client, server = connected_pair(family, address)
+    with client, server:
+        assert diag.destroy(TCP, key(family, *client.getsockname()[:2], *client.getpeername()[:2]))
+        assert ("ECONNABORTED", "ECONNRESET") == (told(client), told(server))
+    assert 1 == diag.statistics()["destroyed"]
+
+
+@pytest.mark.parametrize("device", ["", TUN])
+@pytest.mark.parametrize(("version", "family"), [(4, V4), (4, V6), (6, V6)])
+def test_a_connecting_socket_is_ended(diag, version, family, device):
+    with connecting(version=version, family=family, device=device) as sock:
+        assert diag.destroy(TCP, flow(sock, version=version))
+        assert "ECONNABORTED" == told(sock)
+        assert not diag.destroy(TCP, flow(sock, version=version))
+
+
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize(("version", "family", "bound"), [(4, V4, ""), (4, V4, OWN4), (4, V6, "::"), (6, V6, "::")])
+def test_a_udp_socket_is_ended(diag, version, family, bound, connected):
+    with udp(bound, family=family) as sock:
+        if connected:
+            sock.connect((FAR6 if version == 6 else FAR4 if family == V4 else f"::ffff:{FAR4}", 80))
+        assert diag.destroy(UDP, flow(sock, version=version))
+        assert "ECONNABORTED" == told(sock)
+
+
+@pytest.mark.parametrize("cookie", [None, bytes(8)])
+def test_a_listener_is_never_ended(diag, cookie):
+    with socket.create_server(("", 8080)) as server:
+        assert not diag.destroy(TCP, key(V4, OWN4, 8080, FAR4, 5555), cookie)
+        assert diag.find_listener(key(V4, OWN4, 8080, FAR4, 5555)) is not None
+        assert told(server) is None
+
+
+def test_a_stranger_on_the_same_port_is_spared(diag):
+    with udp(port=5353) as first:
+        cookie = diag.find(UDP, flow(first)).cookie
+    with udp(port=5353) as second:
+        assert not diag.destroy(UDP, flow(second), cookie)
+        assert told(second) is None
+        assert diag.destroy(UDP, flow(second), diag.find(UDP, flow(second)).cookie)
+
+
+def test_who_takes_the_port_in_the_last_moment_is_spared(diag, monkeypatch):
+    """Between our look and the end itself, the kernel compares cookies."""
+    with udp(port=5353) as sock:
+        found = diag.find(UDP, flow(sock))
+        monkeypatch.setattr(SockDiag, "find", lambda *_: found._replace(cookie=b"x" * 8))
+        assert not diag.destroy(UDP, flow(sock))
+        assert told(sock) is None
+
+
+def test_an_innocent_socket_on_the_remote_port_is_spared(diag):
+    with udp(port=80) as innocent:
+        assert not diag.destroy(UDP, key(V4, OWN4, 4000, FAR4, 80))
+        assert told(innocent) is None
+
+
+class Answering:
+    """A netlink socket that says no to whoever asks for an end."""
+
+    def __init__(self, inner, code):
+        self.inner, self.code, self.request = inner, code, b""
+
+    def send(self, request):
+        self.request = request
+        return self.inner.send(request)
+
+    def recv_into(self, buffer):
+        size = self.inner.recv_into(buffer)
+        if sockdiag.SOCK_DESTROY == int.from_bytes(self.request[4:6], sys.byteorder):
+            buffer[16:20] = (-self.code).to_bytes(4, sys.byteorder, signed=True)
+        return size
+
+    def close(self):
+        self.inner.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [(errno.EOPNOTSUPP, r"not supported.+CONFIG_INET_DIAG_DESTROY"), (errno.EPERM, "Operation not permitted")],
+)
+def test_a_kernel_that_ends_no_sockets_says_why(diag, monkeypatch, code, says):
+    monkeypatch.setattr(diag, "_socket", Answering(diag._socket, code))  # noqa: SLF001 -- the kernel's answer
+    with udp() as sock, pytest.raises(KernelError, match=says):
+        diag.destroy(UDP, flow(sock))
+
+
+# Ports
 
 
 def holder_of_port(kind, how):

@@ -3,8 +3,7 @@
 Some facts about sockets that outlive their address:
 
 - An IPv6 socket goes on sending with an address that the host no longer has; an IPv4 one gets EINVAL.
-- A TCP socket that is destroyed says ECONNABORTED, and its RST takes the way that is open then; a UDP socket is
-  disconnected.
+- What SOCK_DESTROY does to a socket, kernel/sockdiag.py says. A dump gives each with its cookie: no stranger is hit.
 - The kernel may lack it (CONFIG_INET_DIAG_DESTROY): EOPNOTSUPP.
 """
 
@@ -15,17 +14,14 @@ from collections.abc import Iterable
 
 from tunsplit.host import IPAddress
 from tunsplit.kernel.netlink import NetlinkSocket, Refused
+from tunsplit.kernel.sockdiag import ALL_STATES, MAPPED, NETLINK_SOCK_DIAG, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY
 
-NETLINK_SOCK_DIAG = 4
-SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
 REQUEST = struct.Struct("=BBBxI48s")  # family · protocol · extensions · states · socket's identity
-ALL_STATES = 0xFFFFFFFF
 # inet_diag_msg: family, state, timer, retransmissions; then the identity: ports, source, destination, device, cookie
 IDENTITY = slice(4, 52)
 SOURCE = slice(8, 24)
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 PROTOCOLS = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
-MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
 
 GONE = (errno.ENOENT, errno.EOPNOTSUPP)
 

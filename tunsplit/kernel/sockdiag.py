@@ -1,4 +1,4 @@
-"""Which socket a packet came from: exact sock_diag requests.
+"""Which socket a packet came from, and its end: exact sock_diag requests.
 
 Some facts about sock_diag (net/ipv4/inet_diag.c, tcp_diag.c, udp_diag.c), each a test in tests/facts/:
 
@@ -15,6 +15,11 @@ unbound sockets as well.
 IPv4 flows of dual-stack IPv6 sockets are found by AF_INET. A connection that nobody accepted yet, one
 in TIME_WAIT and one whose process closed it have inode 0. Several UDP sockets on one port: an exact
 request names one of them, `find_all` all. Sockets of other network namespaces are never found.
+
+SOCK_DESTROY looks up as a request does, so it falls back to the listener too: only a cookie keeps it from a
+stranger. But it wants UDP in plain order. A TCP socket says ECONNABORTED then, and if it was
+connected the kernel's RST leaves by the way that is open; a UDP socket says ECONNABORTED once and has no peer
+any more, for good if it was connected, while a wildcard one may send again.
 """
 
 import errno
@@ -25,10 +30,10 @@ from struct import Struct
 from typing import NamedTuple
 
 from tunsplit.errors import KernelError
-from tunsplit.kernel.netlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
+from tunsplit.kernel.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 
 NETLINK_SOCK_DIAG = 4
-SOCK_DIAG_BY_FAMILY = 20
+SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
 INET_DIAG_SKV6ONLY = 11
 INET_DIAG_CGROUP_ID = 21  # since Linux 5.7: the inode of the cgroup's directory in cgroup v2
 
@@ -36,6 +41,7 @@ INET_DIAG_CGROUP_ID = 21  # since Linux 5.7: the inode of the cgroup's directory
 ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 2, 3, 6, 7, 10
 
 OPTIONS = "the kernel needs CONFIG_INET_DIAG and CONFIG_INET_UDP_DIAG"
+CANNOT_DESTROY = "to end sockets the kernel needs CONFIG_INET_DIAG_DESTROY"
 
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
 
@@ -81,7 +87,7 @@ class SockDiag:
     def __init__(self, interface: int = 0) -> None:
         self.interface = interface
         self._sequence = 0
-        self._found = self._missed = self._failed = self._stale = 0
+        self._found = self._missed = self._failed = self._stale = self._destroyed = 0
         self._answer = bytearray(16384)  # a datagram of a dump is as large as the buffer, at most
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
@@ -143,6 +149,37 @@ class SockDiag:
         ]
         return [sender for _, _, sender in self._dump_udp(socket.AF_INET, port)] + dual_stack
 
+    def destroy(self, protocol: int, four_tuple: bytes, cookie: bytes | None = None) -> bool:
+        """End the socket that sends this flow, but none other; a listener never. Whether there was one.
+
+        Of several UDP sockets on one port only the one that `find` names can be ended.
+
+        Args:
+            protocol: TCP or UDP.
+            four_tuple: as the sender writes it, 12 or 36 bytes.
+            cookie: the socket's, as it was found; None: whichever sends the flow now.
+
+        Raises:
+            KernelError: the kernel cannot, or may not for us, or sock_diag fails.
+        """
+        found = self.find(protocol, four_tuple)
+        if found is None or found.state == LISTEN or cookie not in (None, found.cookie):
+            return False
+        size = 4 if len(four_tuple) == 12 else 16
+        family = socket.AF_INET if size == 4 else socket.AF_INET6
+        source, destination = four_tuple[:size], four_tuple[size : 2 * size]
+        ports = four_tuple[-4:-2], four_tuple[-2:]
+        flags = NLM_F_REQUEST | NLM_F_ACK
+        self._ask(flags, family, protocol, *ports, source, destination, SOCK_DESTROY, found.cookie)
+        self._receive()
+        code = -unpack_errno(self._answer, ERRNO_AT)[0]
+        if code == errno.EOPNOTSUPP:
+            raise self._failure(code, CANNOT_DESTROY)
+        if code not in (0, errno.ENOENT):  # none, or its cookie is another
+            raise self._failure(code)
+        self._destroyed += not code
+        return not code
+
     def is_bound(self, protocol: int, address: bytes, port: int) -> bool:
         """Whether any TCP or UDP socket has this local port, on this address or on all of them.
 
@@ -168,8 +205,14 @@ class SockDiag:
         return False
 
     def statistics(self) -> dict[str, int]:
-        """How many requests found a socket, found none, failed; how many late answers were thrown away."""
-        return {"found": self._found, "missed": self._missed, "failed": self._failed, "stale": self._stale}
+        """How many requests found a socket, found none, ended one, failed; how many late answers were thrown away."""
+        return {
+            "found": self._found,
+            "missed": self._missed,
+            "destroyed": self._destroyed,
+            "failed": self._failed,
+            "stale": self._stale,
+        }
 
     def _prove(self) -> None:
         """Find sockets of our own: a kernel that lacks a protocol's half of sock_diag finds none, and says no more."""
@@ -219,12 +262,21 @@ class SockDiag:
                 at += length + 3 & ~3
 
     def _ask(
-        self, flags: int, family: int, protocol: int, sport: bytes, dport: bytes, source: bytes, destination: bytes
+        self,
+        flags: int,
+        family: int,
+        protocol: int,
+        sport: bytes,
+        dport: bytes,
+        source: bytes,
+        destination: bytes,
+        kind: int = SOCK_DIAG_BY_FAMILY,
+        cookie: bytes = NO_COOKIE,
     ) -> None:
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         request = pack_request(
-            REQUEST_SIZE, SOCK_DIAG_BY_FAMILY, flags, self._sequence, 0,
-            family, protocol, 0, ALL_STATES, sport, dport, source, destination, self.interface, NO_COOKIE,
+            REQUEST_SIZE, kind, flags, self._sequence, 0,
+            family, protocol, 0, ALL_STATES, sport, dport, source, destination, self.interface, cookie,
         )  # fmt: skip
         try:
             self._socket.send(request)
@@ -252,6 +304,6 @@ class SockDiag:
             place += max(size, 4) + 3 & ~3
         return None
 
-    def _failure(self, code: int | None) -> KernelError:
+    def _failure(self, code: int | None, remedy: str = "") -> KernelError:
         self._failed += 1
-        return KernelError(f"sock_diag: {os.strerror(code or 0)}")
+        return KernelError(f"sock_diag: {os.strerror(code or 0)}" + (f" ({remedy})" if remedy else ""))
