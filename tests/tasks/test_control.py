@@ -84,8 +84,8 @@ async def test_an_answer_that_cannot_be_finished_is_no_answer(path, caplog):
         (b"{}\n", 'a request is an object with a "verb"'),
         (b'{"verb": 1}\n', 'a request is an object with a "verb"'),
         (b'{"verb": "explode"}\n', f"unknown verb 'explode', expected {', '.join(sorted(VERBS))}"),
-        (b'{"verb": "who", "x": "' + b"a" * 5000 + b'"}\n', "a request has at most 4096 bytes"),
-        (b"a" * 100_000, "a request has at most 4096 bytes"),
+        (b'{"verb": "who", "x": "' + b"a" * 20_000 + b'"}\n', "a request has at most 16384 bytes"),
+        (b"a" * 100_000, "a request has at most 16384 bytes"),
     ],
 )
 async def test_nonsense_gets_an_error(path, line, error):

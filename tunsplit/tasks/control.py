@@ -1,10 +1,12 @@
 """The control socket: newline-delimited JSON over a unix stream socket, for `tunsplit status` and its like.
 
 Theory of operation. A client writes `{"verb": "flows", …arguments}` and a line break, and reads `{"result": …}` or
-`{"error": "…", "exit_code": n}` and a line break; then it may ask again. Who asks is what the kernel says
-(SO_PEERCRED, SO_PEERGROUPS: as they were at connect(2)). Nobody can make the daemon hold more than MAX_CLIENTS
-requests of MAX_REQUEST bytes, nor wait longer than IDLE_S for one client; a result given as an iterator is encoded
-piece by piece, so that a hundred thousand flows neither stall the packets nor lie in memory as one text.
+`{"error": "…", "exit_code": n}` and a line break; then it may ask again. Who asks is what the kernel says, as of
+connect(2) (kernel/peer.py): so nothing is gained by handing the connection to a program with more rights, as its
+standard output, say. A verb that acts on the asker has his process proved first. Nobody can make the daemon hold more
+than MAX_CLIENTS requests of MAX_REQUEST bytes, nor wait longer than IDLE_S for one client; a result given as an
+iterator is encoded piece by piece, so that a hundred thousand flows neither stall the packets nor lie in memory as one
+text.
 
 Some facts about unix sockets:
 
@@ -19,8 +21,8 @@ import logging
 import os
 import socket
 import stat
-import struct
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,14 @@ import trio
 
 from tunsplit.config import Control
 from tunsplit.errors import KernelError, PermissionMissing, TunsplitError
+from tunsplit.kernel.peer import Subject, peer_of, prove
 
 MAX_CLIENTS = 32
 MAX_GUESTS = 24  # of those, clients that are not root: a group's members cannot lock root out
-MAX_REQUEST = 4096  # bytes
+MAX_REQUEST = 16384  # bytes; a path of PATH_MAX in JSON is one of 4096 and its escapes
 IDLE_S = 30.0  # for a request to come in, for a piece of an answer to be taken
 PIECE = 256  # items of an iterator encoded before packets get their turn again
 BACKLOG = 32
-
-SO_PEERGROUPS = 59  # asm-generic/socket.h
 
 DENIED = "permission denied: the control socket is for root, and for the group that [control] group names"
 
@@ -63,12 +64,21 @@ class Credentials(msgspec.Struct, frozen=True):
         return self.is_root or uid == self.uid
 
 
+def prove_nobody() -> Subject:
+    """Refuse to say which process asks."""
+    raise PermissionMissing("nobody asks")
+
+
 class Request(msgspec.Struct, frozen=True):
-    """One question: its verb, its arguments (plain JSON values) and who asks."""
+    """One question: its verb, its arguments (plain JSON values) and who asks.
+
+    `prove` returns the process that asks, alive and beyond doubt, or raises PermissionMissing.
+    """
 
     verb: str
     arguments: dict[str, Any]
     credentials: Credentials
+    prove: Callable[[], Subject] = prove_nobody
 
 
 Verb = Callable[[Request], object]
@@ -114,7 +124,8 @@ class Server:
     async def converse(self, stream: trio.SocketStream) -> None:
         """Answer one client until it leaves, errs in form, or is silent for too long."""
         async with stream:
-            credentials = credentials_of(stream.socket)
+            peer = peer_of(stream.socket)
+            credentials = Credentials(peer.pid, peer.uid, peer.gid, peer.groups)
             self._clients += 1
             try:
                 if not (credentials.is_root or self._gid in {credentials.gid, *credentials.groups}):
@@ -122,7 +133,7 @@ class Server:
                 elif self._clients > (MAX_CLIENTS if credentials.is_root else MAX_GUESTS):
                     await send(stream, error_reply(TunsplitError("too many clients")))
                 else:
-                    await self._answer_all(stream, credentials)
+                    await self._answer_all(stream, credentials, partial(prove, stream.socket, peer))
             except trio.BrokenResourceError:
                 logger.debug("client left in the middle of an answer", extra={"pid": credentials.pid})
             except trio.TooSlowError:
@@ -130,7 +141,9 @@ class Server:
             finally:
                 self._clients -= 1
 
-    async def _answer_all(self, stream: trio.SocketStream, credentials: Credentials) -> None:
+    async def _answer_all(
+        self, stream: trio.SocketStream, credentials: Credentials, prove_peer: Callable[[], Subject]
+    ) -> None:
         received = bytearray()
         while True:
             with trio.fail_after(IDLE_S):
@@ -144,13 +157,13 @@ class Server:
                 await send(stream, error_reply(TunsplitError(f"a request has at most {MAX_REQUEST} bytes")))
                 return
             received = rest
-            for piece in self._reply(bytes(line), credentials):
+            for piece in self._reply(bytes(line), credentials, prove_peer):
                 await send(stream, piece)
 
-    def _reply(self, line: bytes, credentials: Credentials) -> Iterator[bytes]:
+    def _reply(self, line: bytes, credentials: Credentials, prove_peer: Callable[[], Subject]) -> Iterator[bytes]:
         begun = False
         try:
-            request = parse_untrusted(line, credentials)
+            request = parse_untrusted(line, credentials, prove_peer)
             verb = self._verbs.get(request.verb)
             if verb is None:
                 raise TunsplitError(f"unknown verb {request.verb!r:.60}, expected {', '.join(sorted(self._verbs))}")
@@ -165,7 +178,7 @@ class Server:
             yield b"\n" if begun else error_reply(TunsplitError("internal error; the daemon's log has the details"))
 
 
-def parse_untrusted(line: bytes, credentials: Credentials) -> Request:
+def parse_untrusted(line: bytes, credentials: Credentials, prove_peer: Callable[[], Subject] = prove_nobody) -> Request:
     """Return the request that a client's line holds; TunsplitError is the only error."""
     try:
         message = msgspec.json.decode(line)
@@ -173,40 +186,51 @@ def parse_untrusted(line: bytes, credentials: Credentials) -> Request:
         raise TunsplitError("the request is no JSON") from None
     if not isinstance(message, dict) or not isinstance(verb := message.pop("verb", None), str):
         raise TunsplitError('a request is an object with a "verb"')
-    return Request(verb, message, credentials)
+    return Request(verb, message, credentials, prove_peer)
 
 
 def encoded(result: object) -> Iterator[bytes]:
     """Yield the reply that carries a result, in one piece, or an iterator's in many."""
     if not isinstance(result, Iterator):
-        yield msgspec.json.encode({"result": result}) + b"\n"
+        yield encode({"result": result}) + b"\n"
         return
     separator = b'{"result":['
     while items := list(islice(result, PIECE)):
-        yield separator + msgspec.json.encode(items)[1:-1]
+        yield separator + encode(items)[1:-1]
         separator = b","
     yield (b"" if separator == b"," else separator) + b"]}\n"
 
 
+def encode(value: object) -> bytes:
+    """Return a value as JSON, also one that names files whose names are no UTF-8, as any user can have them."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(spelled(value))
+
+
+def spelled(value: object) -> object:
+    """Return a value whose texts are UTF-8: other bytes of a file's name are spelled by their hexadecimal digits."""
+    match value:
+        case str():
+            return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        case dict():
+            return {spelled(key): spelled(item) for key, item in value.items()}
+        case list() | tuple():
+            return [spelled(item) for item in value]
+        case _:
+            return value
+
+
 def error_reply(error: TunsplitError) -> bytes:
     """Return the reply that carries an error, and what the client's command is to end with."""
-    return msgspec.json.encode({"error": str(error), "exit_code": error.exit_code}) + b"\n"
+    return encode({"error": str(error), "exit_code": error.exit_code}) + b"\n"
 
 
 async def send(stream: trio.SocketStream, piece: bytes) -> None:
     """Send a piece of an answer; TooSlowError if nobody takes it."""
     with trio.fail_after(IDLE_S):
         await stream.send_all(piece)
-
-
-def credentials_of(connection: trio.socket.SocketType) -> Credentials:
-    """Return who connected, as the kernel noted it."""
-    pid, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    try:
-        groups = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)  # the most that Python asks for
-    except OSError:  # ERANGE: in more than 256 groups; then none of them counts here
-        groups = b""
-    return Credentials(pid, uid, gid, frozenset(struct.unpack(f"={len(groups) // 4}I", groups)))
 
 
 def group_id(name: str) -> int | None:
