@@ -16,8 +16,8 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from tunsplit import __version__, cli
-from tunsplit.cli import main
+from tunsplit import __version__
+from tunsplit.cli import base, main, show
 from tunsplit.config import Control
 from tunsplit.tasks import control
 
@@ -118,7 +118,7 @@ def test_a_named_configuration_that_is_wrong_is_said(tmp_path):
 
 
 def test_without_any_configuration_the_socket_is_the_default(monkeypatch):
-    monkeypatch.setattr(cli, "DEFAULT_CONFIG", "/nowhere/tunsplit.toml")
+    monkeypatch.setattr(base, "DEFAULT_CONFIG", "/nowhere/tunsplit.toml")
 
     assert "no tunsplit answers at /run/tunsplit/tunsplit.sock" in invoke("status").stderr
 
@@ -148,7 +148,7 @@ def test_the_summary_of_a_host_without_network(monkeypatch):
         "tunnel   wg0 down",
         "uplink   none",
         "counters all zero",
-    ] == cli.status_lines(alone)
+    ] == show.status_lines(alone)
 
 
 def test_flows_as_json_are_a_list(daemon):
@@ -170,7 +170,7 @@ def test_flows_are_a_table_with_the_busiest_first(daemon):
 
 def test_a_program_cannot_write_on_the_terminal_or_in_its_markup(monkeypatch):
     evil = FLOW | {"app": {"pid": 1, "exe": "/tmp/\x1b[2J[red]x", "user": "x"}}
-    monkeypatch.setattr(cli, "ask", lambda *_: [evil])
+    monkeypatch.setattr(show, "ask", lambda *_: [evil])
     shown = invoke("flows").stdout
 
     assert "\x1b" not in shown
@@ -178,7 +178,7 @@ def test_a_program_cannot_write_on_the_terminal_or_in_its_markup(monkeypatch):
 
 
 def test_a_flow_without_verdict_or_app_is_shown():
-    assert 1 == cli.flows_table([FLOW | {"verdict": None, "reason": None, "app": None}]).row_count
+    assert 1 == show.flows_table([FLOW | {"verdict": None, "reason": None, "app": None}]).row_count
 
 
 @pytest.mark.parametrize("form", ["--json", "plain"])
@@ -190,8 +190,8 @@ def test_watching_goes_on_until_it_is_ended(form, monkeypatch):
         if len(pauses) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "ask", lambda *_: [FLOW])
-    monkeypatch.setattr("tunsplit.cli.time.sleep", pause)
+    monkeypatch.setattr(show, "ask", lambda *_: [FLOW])
+    monkeypatch.setattr("tunsplit.cli.show.time.sleep", pause)
     result = invoke("flows", "--watch", *(["--json"] if form == "--json" else []))
 
     assert 0 == result.exit_code
@@ -206,7 +206,7 @@ def test_watching_goes_on_until_it_is_ended(form, monkeypatch):
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1.5e6, "1.5 MB"), (2e9, "2.0 GB"), (3e15, "3000.0 TB")],
 )
 def test_sizes(octets, shown):
-    assert shown == cli.size_of(octets)
+    assert shown == show.size_of(octets)
 
 
 def test_every_command_has_help_with_an_example():

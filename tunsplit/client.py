@@ -1,9 +1,11 @@
-"""The control socket from the command's end: one question, one answer, blocking."""
+"""The control socket from the command's end: one question, one answer, blocking.
 
+With Python's own json: `tunsplit exec` starts in front of every command, and importing msgspec takes 40 ms.
+"""
+
+import json
 import socket
 from contextlib import suppress
-
-import msgspec
 
 from tunsplit.errors import ConfigError, KernelError, NotRunning, PermissionMissing, TunsplitError
 
@@ -27,7 +29,7 @@ def call(socket_path: str, verb: str, **arguments: object) -> object:
             connection.connect(socket_path)
             # A daemon that refuses us says so and closes; what it said is still there to be read.
             with suppress(BrokenPipeError, ConnectionResetError):
-                connection.sendall(msgspec.json.encode({"verb": verb, **arguments}) + b"\n")
+                connection.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
             line = _line(connection)
         except PermissionError:
             raise PermissionMissing(
@@ -56,7 +58,7 @@ def _line(connection: socket.socket) -> bytes:
 
 def _result(line: bytes, socket_path: str) -> object:
     try:
-        reply = msgspec.json.decode(line)
+        reply = json.loads(line)
     except ValueError:
         reply = None
     match reply:

@@ -1,0 +1,102 @@
+"""The commands that ask no daemon: to be one, to see whether it could be one, to clear up after one; and the lab."""
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import click
+
+from tunsplit.cli.base import config_option, load, main
+from tunsplit.errors import ConfigError, TunsplitError
+
+if TYPE_CHECKING:
+    from tunsplit.config import Config
+
+
+@main.command()
+@config_option
+def run(config_file: str | None) -> None:
+    """Split traffic, in the foreground, until SIGTERM or Ctrl-C.
+
+    Prints the one line "ready" once traffic is split, logs to stderr, and puts the network back as it was when it ends.
+
+    Example: sudo tunsplit run -c config/wireguard.toml
+    """
+    from tunsplit import log
+    from tunsplit.check import require_runnable
+
+    file, config = load(config_file)
+    log.setup(config.log.level, config.log.format)
+    require_runnable()
+    from tunsplit.app import run as run_daemon
+
+    run_daemon(config, config_file=file, ready=ready)
+
+
+def ready() -> None:
+    """Tell whoever waits, a pipe's reader or systemd (sd_notify(3)), that traffic is split."""
+    click.echo("ready")  # and flushes
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.connect("\0" + address[1:] if address.startswith("@") else address)
+            notify.send(b"READY=1")
+
+
+@main.command()
+@config_option
+@click.pass_context
+def check(ctx: click.Context, config_file: str | None) -> None:
+    """Say whether tunsplit can run here, and what it would lack.
+
+    Looks at the configuration, the capabilities, the kernel's features (tried in a network namespace of their own: the
+    host is not changed) and programs. Exit code 0: it can run; 2: the configuration is wrong; 3: a capability is
+    missing; 4: a kernel feature or a program is missing.
+
+    Example: sudo tunsplit check -c config/wireguard.toml
+    """
+    from tunsplit.check import examine, exit_code
+
+    config: Config | ConfigError
+    try:
+        file, config = load(config_file)
+    except ConfigError as error:
+        file, config = "", error
+    everything = []
+    for heading, findings in examine(config, file):
+        click.echo(heading)
+        for finding in findings:
+            # What keeps tunsplit from running is an error, so it goes where errors go; on a terminal nothing changes.
+            click.echo(f"  {finding.level.value:8} {finding.text}", err=bool(finding.exit_code))
+        everything += findings
+    ctx.exit(exit_code(everything))
+
+
+@main.command()
+def undo() -> None:
+    """Remove whatever a killed daemon left in this network namespace.
+
+    Does no harm where there is nothing, and may be repeated. A running daemon undoes its own changes when it ends.
+
+    Example: sudo tunsplit undo
+    """
+    from tunsplit.kernel.hostconfig import undo as undo_host
+    from tunsplit.kernel.instance import Instance
+
+    if Instance.is_running():
+        raise TunsplitError("a daemon is at work in this network namespace: stop it, and it undoes its changes itself")
+    for line in undo_host() or ["nothing to undo"]:
+        click.echo(line)
+
+
+@main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def lab(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """Try all this in a throw-away test network.
+
+    Example: sudo tunsplit lab demo
+    """
+    from tunsplit.lab.commands import lab as lab_group
+
+    with lab_group.make_context("lab", list(arguments), parent=ctx) as sub:
+        lab_group.invoke(sub)

@@ -1,0 +1,197 @@
+"""What a daemon is asked: status, flows, explain."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tunsplit.cli.base import absolute, ask, config_option, json_option, main, print_json, socket_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WATCH_S = 1.0  # between two pictures of `flows --watch`
+PIPE_WIDTH = 200  # columns where there is no terminal to ask: one line a flow
+
+
+@main.command()
+@config_option
+@socket_option
+@json_option
+def status(config_file: str | None, socket_path: str | None, as_json: bool) -> None:
+    """Show the state of the running daemon, its tunnel and its uplink.
+
+    Example: tunsplit status --json
+    """
+    answer = ask(config_file, socket_path, "status")
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo("\n".join(status_lines(answer)))
+
+
+def status_lines(answer: dict[str, Any]) -> list[str]:
+    """Return a short summary of what `status --json` says in full."""
+    tunnel, uplink, split = answer["tunnel"], answer["uplink"], answer["split"]
+    meaning = {
+        "active": "apps are judged",
+        "blocked": "tunsplit cannot judge, so nothing leaves",
+        "disabled": "splitting is off: every app uses the tunnel",
+    }
+    interfaces = sorted({name for name in (uplink["interface4"], uplink["interface6"]) if name})
+    gateways = [gateway for gateway in (uplink["gateway4"], uplink["gateway6"]) if gateway]
+    lines = [
+        f"state    {answer['state']}: {meaning.get(answer['state'], '')}",
+        f"mode     {split['mode']}: listed apps use the {'uplink' if split['mode'] == 'exclude' else 'tunnel'}",
+        f"tunnel   {tunnel['interface']} {'up' if tunnel['up'] else 'down'} {joined(tunnel['addresses'])}".rstrip(),
+        f"uplink   {joined(interfaces) or 'none'} {joined(uplink['addresses'])}".rstrip()
+        + (f" via {joined(gateways)}" if gateways else ""),
+    ]
+    counters = {name: value for name, value in answer["counters"].items() if value}
+    return [*lines, f"counters {joined(f'{name}={value}' for name, value in counters.items()) or 'all zero'}"]
+
+
+def joined(words: Iterable[object]) -> str:
+    """Return words with spaces between them."""
+    return " ".join(map(str, words))
+
+
+@main.command()
+@config_option
+@socket_option
+@json_option
+@click.option("--watch", is_flag=True, help="Repeat once a second until Ctrl-C; with --json, one list a line.")
+def flows(config_file: str | None, socket_path: str | None, as_json: bool, watch: bool) -> None:
+    """Show each flow: whose it is, which side it takes, and why.
+
+    Root sees all flows, members of the control group their own.
+
+    Example: sudo tunsplit flows --watch
+    """
+
+    def pictures() -> Iterator[list[dict[str, Any]]]:
+        yield ask(config_file, socket_path, "flows")
+        while watch:
+            time.sleep(WATCH_S)
+            yield ask(config_file, socket_path, "flows")
+
+    with suppress(KeyboardInterrupt):  # the way to end --watch
+        if as_json:
+            for answer in pictures():
+                print_json(answer)
+        else:
+            show_tables(map(flows_table, pictures()), live=watch)
+
+
+def show_tables(tables: "Iterator[Table]", *, live: bool) -> None:
+    """Print a table, or each of them in its predecessor's place."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    if not live:
+        console.print(next(tables))
+        return
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as display:
+        for table in tables:
+            display.update(table, refresh=True)
+
+
+def flows_table(answer: list[dict[str, Any]]) -> "Table":
+    """Return flows as a table, the busiest first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from tunsplit.config.values import printable
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("app", "protocol", "source", "destination", "side", "state", "reason"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("out", "in"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for flow in sorted(answer, key=lambda flow: -flow["bytes_out"] - flow["bytes_in"]):
+        app = flow["app"] or {}
+        words = (
+            app.get("exe") or "unknown",
+            flow["protocol"],
+            flow["source"],
+            flow["destination"],
+            flow["verdict"] or "undecided",
+            flow["state"],
+            flow["reason"] or "",
+            size_of(flow["bytes_out"]),
+            size_of(flow["bytes_in"]),
+        )
+        # Names of programs may hold anything: as Text, they are no markup, and printable() takes the escapes.
+        table.add_row(*(Text(printable(word)) for word in words))
+    return table
+
+
+def size_of(octets: float) -> str:
+    """Return a number of bytes as people read it, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if octets < 1000:
+            return f"{octets:.0f} {unit}" if unit == "B" else f"{octets:.1f} {unit}"
+        octets /= 1000
+    return f"{octets:.1f} TB"
+
+
+@main.command()
+@click.option("--pid", type=click.IntRange(min=1), metavar="PID", help="A process.")
+@click.option("--exe", metavar="PATH", help="A program, whether it runs or not.")
+@click.option("--proto", metavar="NAME", help="A flow: its protocol, tcp, udp or icmp …")
+@click.option("--src", metavar="ADDR:PORT", help="… its source …")
+@click.option("--dst", metavar="ADDR:PORT", help="… and its destination.")
+@config_option
+@socket_option
+@json_option
+def explain(
+    pid: int | None,
+    exe: str | None,
+    proto: str | None,
+    src: str | None,
+    dst: str | None,
+    config_file: str | None,
+    socket_path: str | None,
+    as_json: bool,
+) -> None:
+    """Show the whole chain of judgement about a process, a program or a flow, without sending a packet.
+
+    Root may ask about everything, others about what is theirs.
+
+    Example: tunsplit explain --proto udp --src 10.128.0.1:40000 --dst 192.0.2.1:443
+    """
+    flow = (proto, src, dst)
+    if (pid is not None) + (exe is not None) + any(flow) != 1 or (any(flow) and not all(flow)):
+        raise click.UsageError("name one of --pid, --exe, or --proto with --src and --dst")
+    question = {
+        "pid": pid,
+        "exe": exe and absolute(exe),
+        "protocol": proto and proto.lower(),
+        "source": src,
+        "destination": dst,
+    }
+    given = {name: value for name, value in question.items() if value is not None}
+    answer = ask(config_file, socket_path, "explain", **given)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo("\n".join(explained(answer)))
+
+
+def explained(answer: dict[str, Any]) -> list[str]:
+    """Return a line for each thing said, and one for each step of a chain."""
+    from tunsplit.config.values import printable
+
+    width = max(map(len, answer), default=0)
+    lines = []
+    for name, value in answer.items():
+        if isinstance(value, dict):
+            value = joined(f"{key}={item}" for key, item in value.items())
+        steps = value if isinstance(value, list) else ["-" if value is None else value]
+        headings = [name, *[""] * len(steps)]
+        lines += [f"{head:{width}} {printable(str(step))}" for head, step in zip(headings, steps, strict=False)]
+    return lines
