@@ -283,7 +283,7 @@ def _send(events: socket.socket, *operation: int, acknowledged: int = 0) -> None
 def _check_answer(events: socket.socket, expected: int) -> None:
     """Look for the kernel's answer, which is queued before send() returns.
 
-    Every subscriber gets it. It counts the acknowledgement that we sent up by one; its sequence number is another count.
+    Every subscriber gets it. It counts up the acknowledgement that we sent; its sequence number counts events.
     """
     while True:
         try:

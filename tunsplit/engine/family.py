@@ -1,0 +1,126 @@
+"""Who descends from whom, and how much of it is kept of the dead.
+
+Theory of operation. Dead nodes are kept while they have descendants, and without, for a while: the `RESTING` that
+died last. Ancestors are bounded too. A line that goes on through the dead for ever (a server that restarts itself) is
+shortened: a dead ancestor that ran only what others further up have run as well can be left out, for a rule that
+matches it matches those, and whoever is below inherits from both. What does not fit then is cut off: the last
+of the line that is left counts as one whose birth was missed.
+
+Invariants: `children` counts the nodes whose `parent` this is. A dead node that has children is an ancestor, or was cut
+off itself; one without is resting, or gone. No line has a loop.
+"""
+
+from collections.abc import Callable
+
+from tunsplit.engine.reasons import Birth, Image, Node, line_of, process_of, traits_of
+
+RESTING = 1024  # dead nodes without descendants
+ANCESTORS = 16384  # dead nodes with descendants
+LONG = 64  # ancestors, from which on a line is shortened
+LONGEST = 256  # ancestors
+
+
+class Family:
+    """The lines. `forget` is told who is gone for good."""
+
+    def __init__(self, forget: Callable[[Node], None]) -> None:
+        self._forget = forget
+        self._resting: dict[Node, None] = {}
+        self._ancestors: dict[Node, None] = {}
+        self.cut = 0  # lines that were cut off for room
+
+    def __len__(self) -> int:
+        """How many dead are kept."""
+        return len(self._resting) + len(self._ancestors)
+
+    def ancestors(self) -> list[Node]:
+        """The dead who have descendants."""
+        return list(self._ancestors)
+
+    def bear(self, node: Node, above: Node) -> bool:
+        """Give a new node its parent; False if the line has no room for it."""
+        # Once for each member: a storm of children is not kept up by what their line cannot spare.
+        if above.depth >= LONG and not above.children:
+            self._shorten(above)
+        if above.depth >= LONGEST:
+            return False
+        self._attach(node, above, above.image)
+        return True
+
+    def adopt(self, node: Node, above: Node) -> bool:
+        """Give a node that is known already its parent; False if it cannot be."""
+        if above.start_time is not None and above.start_time > node.born:
+            return False
+        if above is node or node in line_of(above):
+            return False
+        self._attach(node, above, above.image)
+        return True
+
+    def bury(self, node: Node) -> bool:
+        """Keep a node that died as long as it may be needed; False if another one was cut off for it."""
+        node.alive = node.leader = False
+        node.threads = 0
+        if not node.children:
+            self._resting[node] = None
+            if len(self._resting) > RESTING:
+                self._drop(next(iter(self._resting)))
+            return True
+        self._ancestors[node] = None
+        if len(self._ancestors) <= ANCESTORS:
+            return True
+        oldest = next(iter(self._ancestors))
+        del self._ancestors[oldest]
+        oldest.birth = Birth.MISSED
+        self._attach(oldest, None, None)
+        self.cut += 1
+        return False
+
+    def revive(self, node: Node) -> None:
+        """Take back that a node died."""
+        node.alive = True
+        self._resting.pop(node, None)
+        self._ancestors.pop(node, None)
+
+    def _attach(self, node: Node, above: Node | None, image: Image | None) -> None:
+        """Give a node another parent, or none."""
+        before = node.parent
+        node.parent, node.parent_image, node.depth = above, image, 0
+        if above is not None:
+            node.depth = above.depth + 1
+            above.children += 1
+            if above in self._resting:
+                del self._resting[above]
+                self._ancestors[above] = None
+        if before is not None:
+            self._lose_child(before)
+
+    def _lose_child(self, node: Node) -> None:
+        node.children -= 1
+        if not node.children and not node.alive:
+            self._drop(node)
+
+    def _drop(self, node: Node) -> None:
+        """Forget a dead node without children, and upwards who is one by that."""
+        gone: Node | None = node
+        while gone is not None and not gone.children and not gone.alive:
+            self._resting.pop(gone, None)
+            self._ancestors.pop(gone, None)
+            self._forget(gone)
+            above, gone.parent = gone.parent, None
+            if above is not None:
+                above.children -= 1
+            gone = above
+
+    def _shorten(self, node: Node) -> None:
+        line = [node, *line_of(node)]
+        line[-1].depth = 0
+        seen: set[object] = set()
+        # From the far end: whoever is left out is left out for the sake of one above.
+        for below, above in zip(line[-2::-1], line[:0:-1], strict=True):
+            traits = {traits_of(process_of(below.parent_image)), traits_of(above.image.process)}
+            needed = above.alive or above.mark is not None or above.birth is Birth.MISSED
+            if needed or not traits <= seen:
+                seen |= traits
+                below.depth = above.depth + 1
+            else:
+                self._attach(below, above.parent, above.parent_image)

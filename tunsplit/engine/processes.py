@@ -1,0 +1,368 @@
+"""The process tree: who was born of whom, and what of it decides a process's side.
+
+Theory of operation. A node is a process, known by pid and start time: a reused pid is a stranger. It points at
+its parent as recorded at birth, so it stays its parent's child when the parent dies. An `Image` is a program with
+the credentials it runs under. Fork shares the parent's image with the child, exec and a change of the user replace
+it by one that has not been read yet. A child remembers the image that its parent had when it was born.
+
+Reasons are never stored, they are found by walking up. A process has the reasons of its own image, and inherits those
+of each ancestor: of the image at the birth of the child that leads here, and of the ancestor's image now, or its last.
+So a child stays what it was born as when its parent runs another program or dies, follows when its parent becomes
+listed, and a rule that is removed takes with it just what it alone caused. A mark by hand overrides rules; of several
+in a line the nearest counts.
+
+Birth. SEEN: the event told the parent. PICTURED: found by the very first look at all processes, where the parent
+that /proc shows is believed: what was before us, nobody promised to know. MISSED: born unseen later (events were
+lost, the state that was loaded does not know it, its line is too long), or not the child that the event made it. What
+/proc shows of a missed one's parent is a true ancestor, since an orphan is given to one, but not all of them.
+So what is inherited from there holds (unless somebody has a mark, which a missing ancestor might override), and where
+nothing is found there, the answer is "unknown", never "not listed". The same goes for images that nobody has read.
+
+CLONE_PARENT makes event and /proc both name the caller's parent. What can be told: before its first exec a child
+has the program of its parent; one that has another is the child of somebody else. A child that was not looked
+at before it ran exec cannot be told from a child of the caller's parent. One thing looks the same for a moment: an exec
+whose event is not queued yet. So an exec that leads to the very program that did not fit clears the suspicion.
+
+Use: subscribe; `picture` all processes; then before each judgement apply the events, read what `take_unread` names,
+apply the events that came meanwhile, hand over what was read by `look`, and ask. `look` is for an image, and has no
+effect if that is not the process's any more: what was read is never taken for what came later.
+
+Cost. Fork is one object, whatever the parent is: nothing is read, copied or judged. Dead nodes are kept for their
+descendants, and for a while without (a last packet; a leader that left threads behind; exec by another thread).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from tunsplit.engine.family import Family
+from tunsplit.engine.policy import Rule
+from tunsplit.engine.reasons import (
+    Birth,
+    Image,
+    Mark,
+    Node,
+    Reasons,
+    Standing,
+    find_reasons,
+    has_program,
+    line_of,
+    program_of,
+    standing_of,
+    traits_of,
+)
+from tunsplit.process import Process
+
+
+class Listed(NamedTuple):
+    """A living process that has reasons."""
+
+    pid: int
+    start_time: int | None
+    path: str
+    standing: Standing
+    reasons: Reasons
+
+
+class ProcessTree:
+    """All processes that live, and what is left of their dead ancestors."""
+
+    def __init__(self, rules: Sequence[Rule] = ()) -> None:
+        self._rules: Sequence[Rule] = tuple(rules)
+        self._nodes: dict[int, Node] = {}  # the living, and the resting whose pid nobody else has
+        self._family = Family(self._forget)
+        self._marked: set[Node] = set()
+        self._was_marked = False  # anybody, ever: who is missing in a line may have been
+        self._unread: dict[Node, None] = {}
+        self._told: dict[Node, Standing] = {}
+        self._suspects: set[Node] = set()  # of `_told`: may have changed
+        self._all_suspect = False
+        self._missed = 0
+
+    # What happens
+
+    def picture(self, processes: Iterable[Process]) -> None:
+        """Take in the very first look at all processes."""
+        self._take_in(processes, Birth.PICTURED)
+
+    def rescan(self, processes: Iterable[Process]) -> None:
+        """Take in a look at all processes, after events were lost: who is new was missed, who is not there is dead."""
+        processes = list(processes)
+        there = {process.pid: process.start_time for process in processes}
+        for node in [node for node in self._nodes.values() if node.alive]:
+            start_time = there.get(node.pid)
+            if start_time is not None and node.is_started_at(start_time):
+                node.leader, node.threads = True, 0
+            else:
+                self._bury(node)
+        self._take_in(processes, Birth.MISSED)
+        self._all_suspect = True
+
+    def fork(self, parent: int, child: int, at: int) -> None:
+        """A process was born of `parent` (both tgids), not later than `at`."""
+        above = self._nodes.get(parent)
+        born_after = -1
+        old = self._nodes.get(child)
+        if old is not None:
+            if old.start_time is not None and old.start_time > at:
+                return  # of one who had the pid before
+            if old.alive and old.birth is not Birth.SEEN:
+                if above is not None and self._family.adopt(old, above):  # it had been born when we looked
+                    old.birth = Birth.SEEN
+                    self._suspect(old)
+                return
+            born_after = old.born if old.start_time is None else old.start_time
+            if old.alive:
+                self._bury(old)
+        node = Node(child, Birth.SEEN, Image() if above is None else above.image, None, at)
+        if above is None or not self._family.bear(node, above):
+            node.birth = Birth.MISSED
+            self._missed += 1
+        if node.image.process is None:
+            self._unread[node] = None
+        node.born_after = born_after
+        self._nodes[child] = node
+
+    def thread(self, pid: int) -> None:
+        """A process (tgid) has one more thread."""
+        if (node := self._nodes.get(pid)) is not None:
+            node.threads += 1
+
+    def exec(self, pid: int, at: int) -> None:
+        """A process (tgid) became another program: `take_unread` will name it."""
+        node = self._of_event(pid, at)
+        if node is None:
+            return
+        if not node.alive:  # the leader had ended, and another thread has taken its place
+            self._family.revive(node)
+        node.leader, node.threads = True, 0
+        self._replace(node, Image())
+        self._unread[node] = None
+
+    def uid_changed(self, pid: int, at: int) -> None:
+        """A process (tgid) has another user: as `exec`."""
+        node = self._of_event(pid, at)
+        if node is not None and node.alive:
+            self._replace(node, Image())
+            self._unread[node] = None
+
+    def exit(self, task: int, pid: int, at: int) -> None:
+        """A task of a process (tgid) ended; the process, when its leader and its other threads have."""
+        node = self._of_event(pid, at)
+        if node is None or not node.alive:
+            return
+        if task == pid:
+            node.leader = False
+        else:
+            node.threads = max(0, node.threads - 1)
+        if not node.leader and not node.threads:
+            self._bury(node)
+
+    def restore(self, node: Node, above: Node | None, born_as: Image) -> bool:
+        """Put a node in its place, below one who runs or ran `born_as` at its birth; False if it contradicts others."""
+        if node.alive and node.pid in self._nodes and self._nodes[node.pid].alive:
+            return False
+        if above is not None:
+            if not self._family.adopt(node, above):
+                return False
+            node.parent_image = born_as
+        if node.alive or node.pid not in self._nodes:
+            self._nodes[node.pid] = node
+        if not node.alive:
+            self._bury(node)
+        if node.mark is not None:
+            self._marked.add(node)
+            self._was_marked = True
+        return True
+
+    def nodes(self) -> list[Node]:
+        """Who lives or has descendants, for `dump`."""
+        return [node for node in self._nodes.values() if node.alive] + self._family.ancestors()
+
+    # What was read
+
+    def take_unread(self) -> list[tuple[int, Image]]:
+        """The living whose program is to be read: pid, and the image to give to `look`. Each is named once."""
+        unread = [(node.pid, node.image) for node in self._unread if node.alive and node.image.process is None]
+        self._unread.clear()
+        return unread
+
+    def image(self, pid: int) -> Image | None:
+        """What to give to `look`, for one who is to be read again; take it before reading."""
+        node = self._nodes.get(pid)
+        return node.image if node is not None else None
+
+    def look(self, process: Process, image: Image) -> bool:
+        """Take in a process as read while it ran `image`; False if it is a stranger or runs another by now."""
+        node = self._find(process.pid, process.start_time)
+        if node is None or node.image is not image:
+            return False
+        parent = node.parent
+        if node.birth is Birth.SEEN and parent is not None and parent.alive and process.parent != parent.pid:
+            self._doubt(node)
+        known = image.process
+        if known is None:
+            if has_program(process):
+                image.process = process
+                self._all_suspect = True
+            else:  # ended, perhaps: no word about others who share the image
+                self._replace(node, Image(process))
+            if node.misfit is not None and program_of(process) == program_of(node.misfit.process):
+                node.birth = Birth.SEEN
+            node.misfit = None
+        elif has_program(process) and traits_of(known) != traits_of(process):
+            unfit = image is node.parent_image and program_of(known) != program_of(process)
+            self._replace(node, Image(process))
+            if unfit and node.birth is Birth.SEEN:
+                self._doubt(node)
+                node.misfit = node.image
+        return True
+
+    # What is said
+
+    def set_rules(self, rules: Sequence[Rule]) -> None:
+        """Judge everybody by these from now on."""
+        self._rules = tuple(rules)
+        self._all_suspect = True
+
+    def mark(self, pid: int, start_time: int, mark: Mark | None) -> bool:
+        """Mark a process by hand, or take its mark away; False if there is no such process, or it was so already."""
+        node = self._find(pid, start_time)
+        if node is None or node.mark is mark:
+            return False
+        node.mark = mark
+        if mark is None:
+            self._marked.discard(node)
+        else:
+            self._marked.add(node)
+            self._was_marked = True
+        self._all_suspect = True
+        return True
+
+    def clear_marks(self) -> None:
+        """Take all marks away."""
+        for node in self._marked:
+            node.mark = None
+        self._marked.clear()
+        self._all_suspect = True
+
+    # What comes of it
+
+    def reasons(self, pid: int, start_time: int) -> Reasons | None:
+        """Why this process is on its side, a mark first; empty: it is not listed; None: nobody can tell.
+
+        From now on `changed` names it when that changes.
+        """
+        node = self._find(pid, start_time)
+        if node is None:
+            return None
+        reasons = self._reasons(node)
+        self._told[node] = standing_of(reasons)
+        return reasons
+
+    def lineage(self, pid: int, start_time: int) -> list[Process]:
+        """The process and its ancestors as last read, nearest first, as far as they are known."""
+        node = self._find(pid, start_time)
+        if node is None:
+            return []
+        return [one.image.process for one in (node, *line_of(node)) if one.image.process is not None]
+
+    def birth(self, pid: int, start_time: int) -> Birth | None:
+        """How we know of this process, if we do."""
+        node = self._find(pid, start_time)
+        return node.birth if node is not None else None
+
+    def changed(self) -> set[tuple[int, int]]:
+        """Those who were asked for and stand elsewhere now: pid and start time. Asking names each once."""
+        suspects = set(self._told) if self._all_suspect else self._suspects & self._told.keys()
+        self._all_suspect = False
+        self._suspects.clear()
+        changed = set()
+        for node in suspects:
+            standing = standing_of(self._reasons(node))
+            if standing is not self._told[node]:
+                self._told[node] = standing
+                if node.start_time is not None:
+                    changed.add((node.pid, node.start_time))
+        return changed
+
+    def listed(self) -> list[Listed]:
+        """Every living process that has reasons, by pid."""
+        found = []
+        for pid in sorted(self._nodes):
+            node = self._nodes[pid]
+            if node.alive and (reasons := self._reasons(node)):
+                found.append(Listed(pid, node.start_time, node.image.path, standing_of(reasons), reasons))
+        return found
+
+    def statistics(self) -> dict[str, int]:
+        """How many are known, dead ones among them, and births that were missed; lines that were cut for room."""
+        return {
+            "processes": len(self._nodes),
+            "dead": len(self._family),
+            "missed": self._missed,
+            "cut": self._family.cut,
+        }
+
+    # How it is kept
+
+    def _reasons(self, node: Node) -> Reasons | None:
+        return find_reasons(node, self._rules, marks=self._was_marked)
+
+    def _find(self, pid: int, start_time: int) -> Node | None:
+        node = self._nodes.get(pid)
+        return node if node is not None and node.is_started_at(start_time) else None
+
+    def _of_event(self, pid: int, at: int) -> Node | None:
+        """Whom an event is about, which may be older than the look at all processes."""
+        node = self._nodes.get(pid)
+        return None if node is None or (node.start_time is not None and node.start_time > at) else node
+
+    def _suspect(self, node: Node) -> None:
+        """Its reasons may have changed, and those of its descendants."""
+        if node.children:
+            self._all_suspect = True
+        elif node in self._told:
+            self._suspects.add(node)
+
+    def _replace(self, node: Node, image: Image) -> None:
+        node.image = image
+        self._suspect(node)
+
+    def _doubt(self, node: Node) -> None:
+        node.birth = Birth.MISSED
+        self._missed += 1
+        self._suspect(node)
+
+    def _bury(self, node: Node) -> None:
+        self._unread.pop(node, None)
+        if not self._family.bury(node):
+            self._all_suspect = True
+
+    def _forget(self, node: Node) -> None:
+        self._marked.discard(node)
+        self._suspects.discard(node)
+        self._told.pop(node, None)
+        if self._nodes.get(node.pid) is node:
+            del self._nodes[node.pid]
+
+    def _take_in(self, processes: Iterable[Process], birth: Birth) -> None:
+        new = []
+        for process in {process.pid: process for process in processes}.values():
+            node = self._nodes.get(process.pid)
+            if node is not None and node.alive and node.is_started_at(process.start_time):
+                self._unread.pop(node, None)
+                known = node.image.process
+                # A look that comes after a gap may show what came after an exec that was lost: a new image.
+                if known is None or (has_program(process) and traits_of(known) != traits_of(process)):
+                    self._replace(node, Image(process))
+                continue
+            if node is not None and node.alive:
+                self._bury(node)
+            node = Node(process.pid, birth, Image(process), process.start_time, process.start_time)
+            self._nodes[process.pid] = node
+            new.append((node, process.parent))
+        for node, parent in new:
+            above = self._nodes.get(parent)
+            if above is None or not above.alive or not self._family.adopt(node, above):
+                node.birth = Birth.MISSED if parent else birth  # its parent died while we looked
+            self._missed += node.birth is Birth.MISSED

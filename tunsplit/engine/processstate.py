@@ -1,0 +1,109 @@
+"""The process tree as plain data, and back: so that it survives the daemon.
+
+Who reads it must see to it that it is of this boot, and of our own hand. Beyond that nothing is believed: a record that
+is malformed or contradicts others is dropped, and who descends from it counts as one whose birth was missed; who is
+not among the processes that live now, with that start time, is dead.
+"""
+
+from collections.abc import Iterable, Sequence
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from tunsplit.engine.policy import Rule
+from tunsplit.engine.processes import ProcessTree
+from tunsplit.engine.reasons import Birth, Image, Mark, Node, process_of
+from tunsplit.process import Process
+
+
+def dump(tree: ProcessTree) -> list[dict[str, Any]]:
+    """Everybody who lives or has descendants, ancestors first; of what JSON can hold."""
+    records: list[dict[str, Any]] = []
+    numbers: dict[Node, int] = {}
+    for node in tree.nodes():
+        line: list[Node] = []
+        one: Node | None = node
+        while one is not None and one not in numbers:
+            line.append(one)
+            one = one.parent
+        for new in reversed(line):
+            numbers[new] = len(records)
+            records.append(_record(new, numbers))
+    return records
+
+
+def load(data: object, rules: Sequence[Rule], picture: Iterable[Process]) -> ProcessTree:
+    """A tree from what `dump` gave, and a look at all processes of now; without such data, as for the first time."""
+    tree = ProcessTree(rules)
+    known: dict[int, Node] = {}
+    for number, record in enumerate(data if isinstance(data, list) else []):
+        try:
+            node, parent, born_as = _read(record)
+        except (KeyError, TypeError, ValueError):
+            continue
+        above = None if parent is None else known.get(parent)
+        if above is None and parent is not None:
+            node.birth = Birth.MISSED
+        if tree.restore(node, above, born_as):
+            known[number] = node
+    if known:
+        tree.rescan(picture)
+    else:
+        tree.picture(picture)
+    return tree
+
+
+def _record(node: Node, numbers: dict[Node, int]) -> dict[str, Any]:
+    return {
+        "pid": node.pid,
+        "start_time": node.start_time,
+        "born_after": node.born_after,
+        "born": node.born,
+        "alive": node.alive,
+        "birth": node.birth.value,
+        "mark": node.mark.value if node.mark else None,
+        "process": _plain(node.image.process),
+        "parent": numbers[node.parent] if node.parent else None,
+        "born_as": _plain(process_of(node.parent_image)),
+    }
+
+
+def _read(record: dict[str, Any]) -> tuple[Node, int | None, Image]:
+    """A node without its parent, the number of the parent's record, and what that ran.
+
+    Raises:
+        KeyError, TypeError, ValueError: this is no such record.
+    """
+    start_time = _typed(int | None, record["start_time"])
+    image = Image(_typed(Process | None, record["process"]))
+    node = Node(_typed(int, record["pid"]), Birth(record["birth"]), image, start_time, _typed(int, record["born"]))
+    node.born_after = _typed(int, record["born_after"])
+    node.alive = _typed(bool, record["alive"])
+    node.mark = None if record["mark"] is None else Mark(record["mark"])
+    if start_time is not None and not node.born_after < start_time <= node.born:
+        raise ValueError(start_time)
+    return node, _typed(int | None, record["parent"]), Image(_typed(Process | None, record["born_as"]))
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """The value as what it claims to be: named tuples come back from lists.
+
+    Raises:
+        TypeError: it is nothing of that kind.
+    """
+    if get_origin(kind) is UnionType:
+        if value is None and NoneType in get_args(kind):
+            return None
+        kind = get_args(kind)[0]
+    fields = getattr(kind, "_fields", None)
+    if fields is None:
+        if type(value) is not kind:
+            raise TypeError(value)
+        return value
+    if not isinstance(value, list) or len(value) != len(fields):
+        raise TypeError(value)
+    kinds = get_type_hints(kind)
+    return kind(*[_typed(kinds[field], one) for field, one in zip(fields, value, strict=True)])

@@ -1,0 +1,194 @@
+"""Why a process is on the side that it is on: rules and marks by hand, its own and its ancestors'.
+
+Reasons are found by walking up the line; `tunsplit.engine.processes` says what counts, and keeps the lines.
+"""
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from tunsplit.engine.policy import Rule
+from tunsplit.process import Executable, Process
+
+WHO = Process._fields.index("uid")  # the fields before it: who it is; from it on: what a rule may look at
+
+
+class Mark(Enum):
+    """What was said by hand about a process: `pid add` and `exec`, or `exec --include`. The same in both modes."""
+
+    EXCLUDED = "excluded"
+    INCLUDED = "included"
+
+
+class Reason(NamedTuple):
+    """One reason. `rule` and `mark`: exactly one of them is set. `ancestor`: whom it is inherited from."""
+
+    rule: int | None
+    label: str  # the rule's
+    mark: Mark | None = None
+    ancestor: int | None = None  # pid
+    path: str = ""  # the ancestor's program, as it was
+    exited: bool = False  # the ancestor
+
+    @property
+    def words(self) -> str:
+        """As users read it."""
+        if self.ancestor is not None:
+            gone = ", which has exited" if self.exited else ""
+            return f"inherited from {self.ancestor} ({self.path or '?'}){gone}"
+        return f"rule {self.rule}: {self.label}" if self.mark is None else "by hand"
+
+
+Reasons = tuple[Reason, ...]
+
+
+class Standing(Enum):
+    """What a process's reasons come to."""
+
+    LISTED = "listed"  # by a rule: the mode says which side that is
+    EXCLUDED = "excluded"  # by hand, whatever the mode
+    INCLUDED = "included"
+    OTHER = "other"  # not listed, and nothing is missing that could tell otherwise
+    UNKNOWN = "unknown"
+
+
+def standing_of(reasons: Reasons | None) -> Standing:
+    """A mark by hand overrides every rule, and comes first if there is one."""
+    if reasons is None:
+        return Standing.UNKNOWN
+    if not reasons:
+        return Standing.OTHER
+    mark = reasons[0].mark
+    return Standing.LISTED if mark is None else Standing(mark.value)
+
+
+class Birth(Enum):
+    """How we know of a process."""
+
+    SEEN = "seen"
+    PICTURED = "pictured"
+    MISSED = "missed"
+
+
+class Image:
+    """A program with its credentials, shared by all who run it since a fork. `process` is None until it was read."""
+
+    __slots__ = ("_claims", "_rules", "process")
+
+    def __init__(self, process: Process | None = None) -> None:
+        self.process = process
+        self._claims: tuple[Rule, ...] = ()
+        self._rules: Sequence[Rule] | None = None
+
+    def claims(self, rules: Sequence[Rule]) -> tuple[Rule, ...]:
+        """The rules that match it; none as long as it is unread."""
+        if self._rules is not rules:
+            process = self.process
+            if process is None:
+                return ()
+            self._claims = tuple([rule for rule in rules if rule.claims(process)])
+            self._rules = rules
+        return self._claims
+
+    def is_known(self, *, ancestor: bool) -> bool:
+        """Whether no rule can match that we do not see matching."""
+        process = self.process
+        if process is None:
+            return False
+        # An init that we may not look into is of no user namespace of ours: no rule could claim it.
+        return process.executable is not None or process.is_kernel or (ancestor and not process.is_own_user_namespace)
+
+    @property
+    def path(self) -> str:
+        """Of its program; empty if unknown."""
+        return self.process.executable.path if self.process and self.process.executable else ""
+
+
+class Node:
+    """A process. `parent_image`: what the parent ran at the birth."""
+
+    __slots__ = (
+        "alive", "birth", "born", "born_after", "children", "depth", "image", "leader", "mark", "misfit", "parent",
+        "parent_image", "pid", "start_time", "threads",
+    )  # fmt: skip
+
+    def __init__(self, pid: int, birth: Birth, image: Image, start_time: int | None, born: int) -> None:
+        self.pid = pid
+        self.start_time = start_time  # None: nobody has looked yet
+        self.born = born  # clock ticks: the start time is not later than this
+        self.born_after = -1  # and later than this: the one who had the pid before was born then
+        self.birth = birth
+        self.parent: Node | None = None
+        self.parent_image: Image | None = None
+        self.image = image
+        self.misfit: Image | None = None  # what it ran when it did not fit its parent
+        self.mark: Mark | None = None
+        self.alive = self.leader = True
+        self.threads = 0  # besides the leader, as far as their births were seen
+        self.children = 0
+        self.depth = 0  # the number of ancestors, as of its birth
+
+    def is_started_at(self, start_time: int) -> bool:
+        """Whether this is the process with that start time; who has none yet takes it, if it can be its own."""
+        if self.start_time is None and self.born_after < start_time <= self.born:
+            self.start_time = start_time
+        return self.start_time == start_time
+
+
+def line_of(node: Node) -> Iterator[Node]:
+    """The ancestors, nearest first."""
+    above = node.parent
+    while above is not None:
+        yield above
+        above = above.parent
+
+
+def traits_of(process: Process | None) -> tuple[object, ...] | None:
+    """All that a rule may look at: who differ in nothing of it are matched by the same rules."""
+    return None if process is None else process[WHO:]
+
+
+def process_of(image: Image | None) -> Process | None:
+    """What was read of an image, if there is one."""
+    return None if image is None else image.process
+
+
+def program_of(process: Process | None) -> Executable | None:
+    """What a process ran, if that is known."""
+    return None if process is None else process.executable
+
+
+def has_program(process: Process) -> bool:
+    """False for one that has ended, or that we may not look into."""
+    return process.executable is not None or process.is_kernel
+
+
+def find_reasons(node: Node, rules: Sequence[Rule], *, marks: bool) -> Reasons | None:
+    """A process's reasons, a mark first, then one for each rule, from the nearest; None: nobody can tell.
+
+    `marks`: whether somebody who is missing in the line may have been marked.
+    """
+    by_rule = {rule.number: Reason(rule.number, rule.label) for rule in node.image.claims(rules)}
+    by_hand = None if node.mark is None else Reason(None, "", node.mark)
+    known = node.image.is_known(ancestor=False)
+    gap = overridable = False
+    below = node
+    while True:
+        gap = gap or below.birth is Birth.MISSED
+        above, image = below.parent, below.parent_image
+        if above is None or image is None:
+            break
+        for one in (image,) if image is above.image else (image, above.image):
+            known = known and one.is_known(ancestor=True)
+            for rule in one.claims(rules):
+                if rule.inherit and rule.number not in by_rule:
+                    by_rule[rule.number] = Reason(rule.number, rule.label, None, above.pid, one.path, not above.alive)
+        if by_hand is None and above.mark is not None:
+            by_hand = Reason(None, "", above.mark, above.pid, above.image.path, not above.alive)
+            overridable = gap
+        below = above
+    if by_hand is not None:
+        return None if overridable else (by_hand, *by_rule.values())
+    if by_rule:
+        return None if gap and marks else tuple(by_rule.values())
+    return () if known and not gap else None
