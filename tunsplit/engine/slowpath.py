@@ -6,18 +6,19 @@ taken apart here, at leisure, and find the same rewrites by the same keys:
 - TCP, UDP: the four-tuple;
 - echo: the addresses, and the identifier in the place of the asker's port (RFC 5508 §3.1);
 - other protocols: the addresses alone;
+- other ICMP: nothing, it is of no flow;
 - later fragments: the rewrite that their first has taken;
 - ICMP errors: the flow of the packet inside, turned round; both packets are rewritten (RFC 5508 §4).
 
 No packet leaves with IPv4 options (taken off: they would carry the tun's address out or steer the
-packet; RFC 7126 drops most of them on the way anyway) nor with a source route of either version (dropped).
+packet; RFC 7126 drops most of them on the way anyway), and none passes with a source route of either version.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
 from tunsplit.engine.flow import Rewrite
-from tunsplit.engine.fragments import Fragments
+from tunsplit.engine.fragments import Fragments, Refused
 from tunsplit.engine.nat import Direction, reversed_key
 from tunsplit.errors import MalformedPacket
 from tunsplit.wire import icmp, vnet
@@ -47,6 +48,7 @@ _SHORTEST = {
     UDPLITE: 8,
 }  # bytes of transport that a first fragment has to have
 _NO_PORTS = bytes(4)
+_NO_FLOW = b"\xff" * 4  # as ports of ICMP: echo has zeros in one half of them
 
 
 @dataclass(slots=True)
@@ -82,7 +84,7 @@ class SlowPath:
         """Rewrite a packet and whatever fragments it sets free, or say that it belongs to no open flow."""
         try:
             headers = parse_untrusted(packet, len(packet))
-            if self._outbound and headers.routed:
+            if headers.routed:
                 self._counters["source_route"] += 1
                 return []
             if self._outbound and headers.version == 4 and headers.options:
@@ -99,12 +101,7 @@ class SlowPath:
 
     def _translate(self, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready] | Unknown:
         if headers.offset:
-            rewrite = self.fragments.later(headers)
-            if rewrite is not None:
-                return [self._rewrite(rewrite, headers, vnet_header, packet, now)]
-            if not self.fragments.hold(headers, vnet_header, packet, now):
-                self._counters["fragments_full"] += 1
-            return []
+            return self._translate_later(headers, vnet_header, packet, now)
         if headers.transport + _SHORTEST.get(headers.protocol, 0) > headers.size:
             raise MalformedPacket("transport header is cut")
         if headers.protocol in icmp.ERRORS and icmp.is_error(headers.protocol, packet[headers.transport]):
@@ -114,17 +111,37 @@ class SlowPath:
         if rewrite is None or (
             headers.protocol == TCP and not self._direction.control(rewrite, packet[headers.transport + 13])
         ):
-            return Unknown(headers.protocol, key, headers, vnet_header, packet)
+            return self._unknown(key, headers, vnet_header, packet, now)
         return self._pass(rewrite, headers, vnet_header, packet, now)
+
+    def _translate_later(self, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready]:
+        try:
+            rewrite = self.fragments.later(headers)
+        except Refused:
+            self._counters["fragments_refused"] += 1
+            return []
+        if rewrite is not None:
+            return [self._rewrite(rewrite, headers, vnet_header, packet, now)]
+        self._counters["fragments_full"] += self.fragments.hold(headers, vnet_header, packet, now)
+        return []
+
+    def _unknown(self, key: bytes, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> Unknown:
+        unknown = Unknown(headers.protocol, key, headers, vnet_header, packet)
+        if headers.identification is not None:
+            if self._outbound:
+                self.fragments.start(headers)
+            else:  # nobody judges it: it is not ours
+                self.refuse_fragments(unknown, now)
+        return unknown
 
     def pass_on(self, unknown: Unknown, rewrite: Rewrite, now: float) -> list[Ready]:
         """Rewrite a packet whose flow has been opened since, and whatever fragments it sets free."""
         return self._pass(rewrite, unknown.headers, unknown.vnet, unknown.packet, now)
 
-    def refuse_fragments(self, unknown: Unknown) -> None:
+    def refuse_fragments(self, unknown: Unknown, now: float) -> None:
         """The packet was refused: so is the rest of its datagram."""
         if unknown.headers.identification is not None:
-            self._counters["fragments_refused"] += self.fragments.refuse(unknown.headers)
+            self._counters["fragments_refused"] += self.fragments.refuse(unknown.headers, now)
 
     def _pass(self, rewrite: Rewrite, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready]:
         ready = [self._rewrite(rewrite, headers, vnet_header, packet, now)]
@@ -146,11 +163,13 @@ class SlowPath:
         self, headers: Headers, vnet_header: bytes, packet: bytes, now: float
     ) -> list[Ready] | Unknown:
         at, inner = icmp.embedded_untrusted(packet, headers)
-        quoted = packet[at:]
-        key = flow_key(quoted, inner, turned_round=True)
+        key = flow_key(packet[at:], inner, turned_round=True)
         rewrite = self._direction.find(inner.protocol, key)
-        if rewrite is None:
-            return Unknown(headers.protocol, key, headers, vnet_header, packet)
+        # An error goes to whom its cause came from; the app's own host sends it as whom that was meant for.
+        fits = headers.destination == inner.source and (not self._outbound or headers.source == inner.destination)
+        if rewrite is None or not fits:
+            key = headers.source + headers.destination + _NO_FLOW
+            return self._unknown(key, headers, vnet_header, packet, now)
         error = bytearray(packet)
         _write_quoted(error, at, inner, rewrite)
         # The error travels with the flow: only the end that stands for the app is translated; a router keeps its name.
@@ -181,6 +200,8 @@ def flow_key(packet: bytes, headers: Headers, *, turned_round: bool = False) -> 
         ports = packet[at + 4 : at + 6] + bytes(2)
     elif headers.protocol in icmp.ECHO_REPLY and packet[at] == icmp.ECHO_REPLY[headers.protocol]:
         ports = bytes(2) + packet[at + 4 : at + 6]
+    elif headers.protocol in icmp.ECHO_REPLY:
+        ports = _NO_FLOW
     else:
         ports = _NO_PORTS
     key = headers.source + headers.destination + bytes(ports)
@@ -228,4 +249,5 @@ def _write_transport(
     if keeps_none and not check:
         return
     value = (check + change) % 0xFFFF
-    pack_u16(packet, at + check_at, value or 0xFFFF if headers.protocol == UDP else value)
+    never_zero = headers.protocol in (UDP, UDPLITE)  # RFC 768; RFC 3828 §3.1
+    pack_u16(packet, at + check_at, value or 0xFFFF if never_zero else value)

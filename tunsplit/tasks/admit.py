@@ -109,13 +109,13 @@ class Admit:
         if key in self._hold:
             self._hold_or_refuse(unknown, now)
         elif self._is_for_nobody(unknown):
-            return
+            self._slow.refuse_fragments(unknown, now)
         elif unknown.protocol not in self._protocols:
             self.refuse([unknown], Judgement(Verdict.BLOCK, "protocol not listed"), None, now)
         elif (known := self._nat.outbound.find(*key)) is not None and self._is_same_socket(unknown, known):
             self._pass(unknown, known, now)
         elif (refusal := self.refused.get(key)) is not None and refusal.since + REFUSED_S > now:
-            self._answer(unknown)
+            self._answer(unknown, now)
         else:
             if known is not None:  # a new connection on the four-tuple of an old one
                 self._nat.end(known.flow, FlowEvent.TIMEOUT, now)
@@ -163,7 +163,7 @@ class Admit:
         if self._hold.add(unknown, now):
             return True
         self.counters["hold_full"] += 1
-        self._answer(unknown)
+        self._answer(unknown, now)
         return False
 
     # Tasks
@@ -277,7 +277,7 @@ class Admit:
             self.refused.move_to_end(key)
             if len(self.refused) > MOST_REFUSED:
                 self.refused.popitem(last=False)
-            self._answer(packet)
+            self._answer(packet, now)
 
     def _failed(self, packets: list[Unknown], error: Exception, now: float) -> None:
         """An organ of judgement failed: nothing is guessed."""
@@ -304,9 +304,9 @@ class Admit:
         frame[HEADROOM : HEADROOM + len(packet)] = packet
         rewrite.device.send(frame, len(packet), rewrite)  # type: ignore[attr-defined]  # opaque to the engine
 
-    def _answer(self, unknown: Unknown) -> None:
+    def _answer(self, unknown: Unknown, now: float) -> None:
         """Tell the app that this packet goes nowhere."""
-        self._slow.refuse_fragments(unknown)
+        self._slow.refuse_fragments(unknown, now)
         if (sender := self._sender(unknown.headers.version)) is not None:
             self._write(craft.refusal(unknown.packet, unknown.headers, sender))
 
