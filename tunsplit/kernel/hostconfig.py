@@ -154,7 +154,14 @@ class HostConfig:
         for route in sorted(missing, key=lambda route: route.type == RouteType.UNICAST):
             with failures.gathered():
                 self._rtnetlink.replace_route(route)
-        surplus = standing.difference(plan.routes)
+        # What was replaced is gone. To delete it all the same would take its successor: what a request leaves out,
+        # the source address above all, fits any route (fib_trie.c, fib_table_delete).
+        replaced = {(route.table, route.destination, route.metric) for route in missing}
+        surplus = [
+            route
+            for route in standing.difference(plan.routes)
+            if (route.table, route.destination, route.metric) not in replaced
+        ]
         _delete_routes(self._rtnetlink, surplus, failures)
         return bool(missing or surplus)
 

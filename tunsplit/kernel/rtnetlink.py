@@ -2,8 +2,8 @@
 
 Some facts about rtnetlink:
 
-- IPv4's table is checked against the request before a deletion, field by field, so a route that was replaced meanwhile
-  is not deleted in place of the old one (fib_trie.c, fib_table_delete).
+- IPv4's table is checked against the request before a deletion, field by field, but a field that the request leaves
+  out fits any route: a route that was replaced is not deleted, lest its successor is (fib_trie.c, fib_table_delete).
 - In IPv6 a second route of the same destination and metric is a second path, not an error (ip6_fib.c,
   fib6_add_rt2node): replacing says what is meant in both families.
 - Asking for a table that was never used is ENOENT (fib_frontend.c, inet_dump_fib).
