@@ -158,14 +158,23 @@ class Side:
 
 
 def nat() -> Nat:
-    """A table of flows that draws the lowest ports first."""
-    return Nat({name: PortPool(49152, 65535, lambda _: 0) for name in ("tcp", "udp", "echo")})
+    """A table of flows with a few ports."""
+    return Nat({name: PortPool(50000, 50063, lambda _: 0) for name in ("tcp", "udp", "echo")})
+
+
+def draw_all(table: Nat, name: str) -> None:
+    """Draw every port of a pool, so that any of them may be used."""
+    pool = table.pools[name]
+    while True:
+        if pool.must_reserve:
+            pool.reserve()
+        if pool.draw() is None:
+            return
 
 
 def opened(table: Nat, text: str, way: Way, *, protocol: int = UDP, port: int = 50000, app: App | None = None) -> Flow:
     """Open a flow as if its port had been drawn."""
-    name = {TCP: "tcp", UDP: "udp"}.get(protocol, "echo")
-    table.pools[name]._live.add(port)  # noqa: SLF001  # as `draw` would, but this very port
+    draw_all(table, {TCP: "tcp", UDP: "udp"}.get(protocol, "echo"))
     return table.open(protocol, ends(text).key, way, port, 0.0, app=app, reason="default", attribution="exact")
 
 

@@ -7,11 +7,12 @@ import pytest
 import trio
 
 from tests.craft import ends
-from tests.fakes.devices import FAR4, ICMP, TCP, TUN4, UDP, Side, nat, opened
+from tests.fakes.devices import FAR4, ICMP, TCP, TUN4, UDP, Side, opened
 from tests.fakes.judges import as_real
 from tunsplit.engine.flow import FlowEvent
 from tunsplit.engine.fragments import Fragments
-from tunsplit.engine.ports import BATCH, REST_S
+from tunsplit.engine.nat import Nat
+from tunsplit.engine.ports import BATCH, REST_S, PortPool
 from tunsplit.errors import KernelError
 from tunsplit.kernel.nft import TableMissing
 from tunsplit.tasks import expiry, portchoice
@@ -47,28 +48,26 @@ class FakeLivePorts:
 
 
 class FakeKernel:
-    """Sockets and tracked connections on ports; both SockDiag and Conntrack."""
+    """Both SockDiag and Conntrack, on a host where nobody else has a port."""
 
     def __init__(self):
-        self.bound: set[tuple[int, int]] = set()
-        self.tracked: set[tuple[int, int]] = set()
-        self.peers: list[tuple[bytes, int]] = []
         self.error: Exception | None = None
+        self.asked: list[tuple[object, ...]] = []
 
-    def is_bound(self, protocol, address, port):
+    def is_bound(self, *_):
         if self.error:
             raise self.error
-        return (protocol, port) in self.bound
+        return False
 
-    def has_entry(self, protocol, source, destination, sport, dport):
-        self.peers.append((source, sport))
-        return (protocol, dport) in self.tracked
+    def has_entry(self, *what):
+        self.asked.append(what)
+        return False
 
 
 class World:
     def __init__(self):
         self.side = Side("tunnel")
-        self.nat = nat()
+        self.nat = Nat({name: PortPool(49152, 65535, lambda _: 0) for name in ("tcp", "udp", "echo")})
         self.live, self.kernel = FakeLivePorts(), FakeKernel()
         self.ports = PortChoice(self.nat, as_real(self.live), as_real(self.kernel), as_real(self.kernel))
         self.told: list[str] = []
@@ -113,21 +112,28 @@ def test_ports_are_told_in_batches(world):
     assert BATCH == len(world.live.sets[SETS["tcp"][0]])
 
 
-@pytest.mark.parametrize("whose", ["bound", "tracked"])
+@pytest.mark.parametrize("whose", ["is_bound", "has_entry"])
 def test_a_port_of_somebody_else_is_left_to_him(world, whose):
-    first = world.choose()
-    world.nat.pools["tcp"].refuse(first)
-    world.nat.pools["tcp"]._free.remove(first)  # noqa: SLF001  # drawn next, so that it is the one refused
-    world.nat.pools["tcp"]._reserved.append(first)  # noqa: SLF001
-    getattr(world.kernel, whose).add((TCP, first))
+    asked = []
 
+    def only_the_first(*what):
+        asked.append(what)
+        return len(asked) == 1
+
+    setattr(world.kernel, whose, only_the_first)
     port = world.choose()
 
+    first = asked[0][-1]
     assert port not in (None, first)
     assert first not in world.live.sets[SETS["tcp"][0]]
     assert first not in world.ports.taken()[SETS["tcp"][0]]
-    assert {(ends(FLOW).destination, 443)} == set(world.kernel.peers)
     assert 1 == world.ports.counters["port_in_use"]
+
+
+def test_connections_are_asked_for_as_they_would_come_in(world):
+    port = world.choose()
+
+    assert [(TCP, ends(FLOW).destination, world.way.source, 443, port)] == world.kernel.asked
 
 
 def test_echo_identifiers_are_nobody_s_port(world):
