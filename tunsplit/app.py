@@ -30,7 +30,8 @@ from tunsplit.kernel import hostconfig
 from tunsplit.kernel.conntrack import Conntrack
 from tunsplit.kernel.instance import Instance
 from tunsplit.kernel.nft import LivePorts
-from tunsplit.kernel.procfs import Processes, identify, resolve
+from tunsplit.kernel.procfs import Processes
+from tunsplit.kernel.procpid import identify, resolve
 from tunsplit.kernel.rtnetlink import Rtnetlink, RtnetlinkEvents
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.kernel.tun import Tun

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.apps import CAT, copy_of_cat, inode, running_apps
 from tunsplit.errors import KernelError
-from tunsplit.kernel import procfs
-from tunsplit.kernel.procfs import UNKNOWN, Processes, Stat, identify, parse_stat, resolve
+from tunsplit.kernel import descriptors, procfs, procpid
+from tunsplit.kernel.procfs import UNKNOWN, Processes
+from tunsplit.kernel.procpid import Stat, identify, parse_cgroup, parse_cmdline, parse_stat, resolve
 from tunsplit.process import Process
 
 NOBODY = 65534
@@ -87,6 +89,171 @@ def test_a_process_born_during_the_search_is_looked_at(processes, apps, monkeypa
         assert next(found for found in search if found is not None).process.pid == os.getpid()
         child = apps.start(sock)
         assert [child] == [found.process.pid for found in search if found is not None]
+
+
+# One pass for many sockets
+
+
+def scanned(processes, *numbers):
+    """What a pass finds: pids by inode."""
+    passed = [one for one in processes.scan_all(set(numbers)) if one is not None]
+    assert len(numbers) == len(passed)
+    return {number: {pid for pid, _ in keys} for number, keys in passed}
+
+
+def test_a_pass_finds_all_holders_of_all_sockets(processes, apps):
+    with sockets() as shared, sockets() as ours, sockets() as closed:
+        theirs = sockets()
+        numbers = [inode(one) for one in (shared, ours, theirs, closed)]
+        closed.close()
+        first, second = apps.start(shared), apps.hold(theirs)
+        expected = [{os.getpid(), first}, {os.getpid()}, {second}, set()]
+        assert dict(zip(numbers, expected, strict=True)) == scanned(processes, *numbers)
+
+
+def test_a_pass_names_processes_by_pid_and_start_time(processes):
+    with sockets() as sock:
+        key = (os.getpid(), processes.read(os.getpid()).start_time)
+        assert (inode(sock), frozenset({key})) == list(processes.scan_all({inode(sock)}))[-1]
+
+
+def test_a_pass_gives_way(processes, monkeypatch):
+    monkeypatch.setattr(procfs, "PAUSE", 5)
+    assert list(processes.scan_all(set())).count(None) > 5
+
+
+def test_after_a_pass_nobody_takes_a_socket_for_its_first_holders_alone(processes, apps):
+    """Received over a unix socket by nobody of the family, which a recheck cannot see."""
+    ours, theirs = socket.socketpair()
+    receive = (
+        f"import os, socket; s = socket.socket(fileno={theirs.fileno()}); held = socket.recv_fds(s, 1, 1)[1][0];"
+        "os.dup2(held, 200); os.close(held)"
+    )
+    with ours, theirs, sockets() as sock:
+        number = inode(sock)
+        holders(processes, number)
+        assert processes.recheck(number) is not None
+        socket.send_fds(ours, [b"x"], [sock.fileno()])
+        other = apps.python(receive, theirs)
+        assert processes.recheck(number) is not None
+        assert {number: {os.getpid(), other}} == scanned(processes, number)
+        assert processes.recheck(number) is None
+
+
+def test_a_pass_corrects_who_is_remembered(processes, apps):
+    sock = sockets()
+    number = inode(sock)
+    holders(processes, number)
+    other = apps.hold(sock)
+    assert {number: {other}} == scanned(processes, number)
+    assert 0 == processes.statistics()["owners"]
+
+
+# Tables that threads have for themselves
+
+OWN_TABLE = """
+import ctypes, os, threading
+unshared, done = threading.Event(), threading.Event()
+def alone():
+    assert 0 == ctypes.CDLL(None).unshare(0x400)  # CLONE_FILES
+    unshared.set()
+    done.wait()
+threading.Thread(target=alone, daemon=True).start()
+unshared.wait()
+"""
+
+
+@pytest.fixture(params=[True, False], ids=["kcmp", "no kcmp"])
+def kcmp(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(descriptors, "NUMBER", None)
+
+
+def test_a_socket_that_only_a_thread_holds_is_found(processes, apps, kcmp):
+    sock = sockets()
+    number = inode(sock)
+    pid = apps.python(f"{OWN_TABLE}\nos.close({sock.fileno()})", sock)
+    sock.close()
+    assert [pid] == holders(processes, number)
+    assert pid == processes.recheck(number).process.pid
+    assert {number: {pid}} == scanned(processes, number)
+
+
+def test_a_thread_and_another_process_both_hold_it(processes, apps, kcmp):
+    with sockets() as sock:
+        pid = apps.python(f"{OWN_TABLE}\nos.close({sock.fileno()})", sock)
+        assert {inode(sock): {os.getpid(), pid}} == scanned(processes, inode(sock))
+
+
+def test_threads_that_share_their_table_are_not_looked_at(processes, apps):
+    pid = apps.python("import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()")
+    directory = os.open(f"/proc/{pid}", os.O_PATH)
+    try:
+        assert [] == descriptors.tables_of_threads(directory, pid)
+    finally:
+        os.close(directory)
+
+
+def test_a_process_whose_first_thread_has_ended_still_holds_its_sockets(processes, apps):
+    code = """
+import ctypes, os, platform, threading, time
+def last():
+    while open(f"/proc/{os.getpid()}/stat").read().split()[2] != "Z":
+        time.sleep(0.001)
+    os.write(1, b"\\n")
+    os.read(0, 1)
+    os.read(0, 1)
+    os._exit(0)
+threading.Thread(target=last).start()
+ctypes.CDLL(None).syscall({"x86_64": 60}.get(platform.machine(), 93), 0)  # exit, of this thread alone
+"""
+    sock = sockets()
+    number = inode(sock)
+    pid = apps.launch([sys.executable, "-c", code.replace("\\\\", "\\")], sock)
+    sock.close()
+    assert {number: {pid}} == scanned(processes, number)
+    assert [pid] == holders(processes, number)
+
+
+def test_a_socket_that_a_child_of_another_thread_holds_too_is_searched_for(processes, apps):
+    sock = sockets()
+    number = inode(sock)
+    fork = """
+import os, threading
+forked = threading.Event()
+ended, lives = os.pipe()
+def fork():
+    if not (child := os.fork()):
+        os.close(lives)
+        os.read(ended, 1)
+        os._exit(0)
+    forked.set()
+    os.waitpid(child, 0)
+threading.Thread(target=fork, daemon=True).start()
+forked.wait()
+"""
+    pid = apps.python(fork, sock)
+    sock.close()
+    processes._remember(number, [procfs.Holder(processes.read(pid), str(sock_number(pid, number)))])  # noqa: SLF001
+    assert processes.recheck(number) is None
+    assert 2 == len(holders(processes, number))
+
+
+def sock_number(pid, number):
+    return next(path.name for path in Path(f"/proc/{pid}/fd").iterdir() if f"socket:[{number}]" == str(path.readlink()))
+
+
+def test_nothing_is_told_of_a_process_that_is_gone(processes):
+    process = subprocess.Popen([RETURNS_AT_ONCE], stdin=subprocess.PIPE)
+    directory = os.open(f"/proc/{process.pid}", os.O_PATH)
+    try:
+        process.communicate()
+        assert [] == descriptors.tables_of_threads(directory, process.pid)
+        assert [] == list(descriptors.held(directory, "fd", {"x"}))
+    finally:
+        os.close(directory)
+    assert descriptors.children(process.pid) is None
+    assert (None, 0) == descriptors.search(f"/proc/{process.pid}/fd", "x")
 
 
 # What is known from before
@@ -192,6 +359,78 @@ def test_a_process_is_read(processes, apps):
     assert process.executable.identity == process.executable.path_identity == identify(str(CAT))
     assert (False, True) == (process.is_kernel, process.is_own_user_namespace)
     assert process.start_time >= processes.read(os.getpid()).start_time
+
+
+# What is read only if rules ask for it
+
+
+def test_a_command_line_is_read_if_it_is_asked_for(processes, apps):
+    pid = apps.python("'a b'")
+    assert processes.read(pid).cmdline is None
+    processes.keys = frozenset({"cmdline"})
+    assert f"{sys.executable} -c 'a b'\n" in processes.read(pid).cmdline
+
+
+def test_a_long_command_line_is_cut(processes, apps):
+    processes.keys = frozenset({"cmdline"})
+    pid = apps.python("#" * 10000)
+    assert procpid.CMDLINE == len(processes.read(pid).cmdline)
+
+
+def test_who_has_no_program_has_no_command_line(processes):
+    processes.keys = frozenset({"cmdline"})
+    assert processes.read(2).cmdline is None
+
+
+@pytest.fixture
+def cgroup(tmp_path):
+    """A new cgroup of v2, wherever this host has them mounted, and its path in there."""
+    subprocess.run(["mount", "-t", "cgroup2", "none", tmp_path], check=True)
+    directory = tmp_path / f"ts{os.getpid()}"
+    try:
+        directory.mkdir()
+        yield directory, f"/{directory.name}"  # to be asked for before `apps`, who live in it
+        directory.rmdir()
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.netns
+def test_a_cgroup_is_read_if_it_is_asked_for_as_it_is_now(cgroup, processes, apps):
+    directory, path = cgroup
+    pid = apps.start()
+    (directory / "cgroup.procs").write_text(str(pid))
+    assert processes.read(pid).cgroup is None
+    processes.keys = frozenset({"cgroup"})
+    assert path == processes.read(pid).cgroup
+
+
+@pytest.mark.netns
+def test_ancestors_are_read_again_if_what_can_change_counts(cgroup, processes, apps):
+    directory, path = cgroup
+    pid = apps.start()
+    process = processes.read(pid)
+    processes.keys = frozenset({"cgroup"})
+    leaf = process._replace(pid=0, parent=pid)
+    before = processes.ancestors(leaf)[0]
+    (directory / "cgroup.procs").write_text(str(pid))
+    after = processes.ancestors(leaf)[0]
+    assert (False, path) == (before.cgroup == path, after.cgroup)
+    processes.keys = frozenset({"user"})
+    assert (None, pid) == (processes.ancestors(leaf)[0].cgroup, processes.ancestors(leaf)[0].pid)
+
+
+def test_a_kernel_without_cgroups_has_none(processes, monkeypatch):
+    read = procpid.read_file
+
+    def without(path, *others):
+        if path == "cgroup":
+            raise FileNotFoundError
+        return read(path, *others)
+
+    monkeypatch.setattr(procpid, "read_file", without)
+    processes.keys = frozenset({"cgroup"})
+    assert processes.read(os.getpid()).cgroup is None
 
 
 def test_there_is_no_such_process(processes):
@@ -347,6 +586,53 @@ def test_any_name_may_stand_in_a_stat_line(pid, comm, parent, is_kernel, start_t
     assert Stat(parent, is_kernel, start_time) == parse_stat(b"%d (%b)" % (pid, comm) + tail.encode())
 
 
+@pytest.mark.parametrize(
+    ("text", "cmdline"),
+    [
+        (b"python3\0/srv/x.py\0", "python3 /srv/x.py"),
+        (b"a\0\0b\0", "a  b"),
+        (b"a b\0", "a b"),
+        (b"nginx: worker process\0\0\0\0", "nginx: worker process"),
+        (b"no end", "no end"),
+        (b"\xff\0", "\udcff"),
+        (b"", ""),
+    ],
+)
+def test_a_command_line_is_its_arguments_joined_by_spaces(text, cmdline):
+    assert cmdline == parse_cmdline(text)
+
+
+@given(st.binary())
+def test_any_bytes_are_a_command_line(text):
+    assert "\0" not in parse_cmdline(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (b"0::/user.slice/x.scope\n", "/user.slice/x.scope"),
+        (b"0::/\n", "/"),
+        (b"1:name=systemd:/system.slice/x.service\n0::/system.slice/x.service\n", "/system.slice/x.service"),
+        (b"9:name=systemd:/system.slice/x.service\n2:cpu,cpuacct:/other\n0::/\n", "/system.slice/x.service"),
+        (b"9:name=systemd:/system.slice/x.service\n2:cpu:/other\n", "/system.slice/x.service"),
+        (b"9:name=systemd:/a\n0::/b\n", "/b"),
+        (b"2:cpu:/other\n0::/\n", "/"),
+        (b"2:cpu:/other\n", None),
+        (b"0::/a:b::c\n", "/a:b::c"),
+        (b"0::/../x.service\n", "/../x.service"),
+        (b"", None),
+    ],
+)
+def test_a_cgroup_is_the_path_in_v2_or_systemds(text, path):
+    assert path == parse_cgroup(text)
+
+
+@given(st.binary())
+def test_any_bytes_name_a_cgroup_or_none(text):
+    path = parse_cgroup(text)
+    assert path is None or "\n" not in path
+
+
 @pytest.mark.parametrize("comm", [b"a) R 1", b"((", b") S 1 (", b"a\nb", b""])
 def test_a_name_cannot_forge_its_parent(comm):
     tail = b" S 77 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0\n"
@@ -360,7 +646,7 @@ def test_what_is_no_stat_line_raises_one_error_only(text):
 
 
 def test_a_stat_line_that_is_none_is_a_kernel_error(processes, monkeypatch):
-    monkeypatch.setattr(procfs, "_read", lambda *_: b"nonsense")
+    monkeypatch.setattr(procpid, "read_file", lambda *_: b"nonsense")
     with pytest.raises(KernelError, match=f"/proc/{os.getpid()}/stat"):
         processes.read(os.getpid())
 

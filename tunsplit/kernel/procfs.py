@@ -1,11 +1,6 @@
-"""Which process holds a socket, and what that process is: /proc/PID.
+"""Which process holds a socket, and who it descends from.
 
-Some facts about /proc (fs/proc/base.c, fs/proc/fd.c):
-
-A descriptor on the directory /proc/PID stays with that process: after its death everything below it
-fails with ESRCH, also when the pid has been given to somebody else. So what is read through one
-descriptor is about one process. The directory's owner is the process's effective user, live, also for
-a process that may not be dumped.
+Some facts about looking for holders (fs/proc/fd.c):
 
 To find the holder of an inode means to read the links in /proc/PID/fd of process after process, at
 2.5 µs each: 30 ms for 12,000. So first comes whoever held it, or was the last to open a flow, then its
@@ -13,17 +8,26 @@ cgroup, then the youngest processes. A socket that is shared (by fork, or sent o
 shows under every holder; fork keeps its number, exec keeps the holder and changes the program. A holder
 is asked for its program before its descriptor is looked at once more: if the socket is still there then,
 the program that was read did hold it.
+
+Guesses can be wrong for a while: a descriptor that was sent over a unix socket to somebody unrelated, or
+inherited by a child of one of many threads, is not seen by `recheck`. So `scan_all` is to be run every few
+seconds: one pass over everybody's descriptors, whatever the number of sockets asked for.
+
+What a process shows can change without exec: its user (setuid), its command line (it may write there), its
+cgroup (it may be moved). Holders are read anew for every flow, ancestors only as far as rules ask.
 """
 
-# ruff: noqa: PTH115, PTH116, PTH208 -- pathlib costs more than the system call, and this is the dear part
+# ruff: noqa: PTH115, PTH208 -- pathlib costs more than the system call, and this is the dear part
 
 import os
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
-from tunsplit.errors import KernelError
 from tunsplit.kernel.cgroup import Cgroups
-from tunsplit.process import Executable, FileIdentity, Process
+from tunsplit.kernel.descriptors import children, held, read_link, search, tables_of_threads
+from tunsplit.kernel.procpid import DELETED, read_file, read_process
+from tunsplit.kernel.procpid import parse_stat as parse_stat  # exported: others too know processes by it
+from tunsplit.process import Process
 
 PAUSE = 200  # descriptors read before the event loop gets its turn: 0.5 ms
 CACHED = 4096  # entries of each cache
@@ -32,8 +36,8 @@ GUESSED = 64  # descriptors of the last owner, newest first, that a recheck look
 RELATIVES = 32  # children whose descriptor a recheck compares
 GENERATIONS = 256  # ancestors followed: no session is that deep
 
-DELETED = " (deleted)"  # fs/d_path.c path_with_deleted
-PF_KTHREAD = 0x00200000  # linux/sched.h
+# What can change while the program stays the same.
+MUTABLE = frozenset({"user", "cmdline", "cgroup"})
 
 # Stands for an ancestor that died before it could be read: what it was, nobody will know.
 UNKNOWN = Process(0, 0, 0, 0, None)
@@ -46,50 +50,19 @@ class Holder(NamedTuple):
     """A process, and the descriptor that it holds the socket by."""
 
     process: Process
-    descriptor: str
-
-
-class Stat(NamedTuple):
-    """What is used of /proc/PID/stat."""
-
-    parent: int
-    is_kernel: bool
-    start_time: int
-
-
-def identify(path: str) -> FileIdentity | None:
-    """The file at this path, symlinks followed, in our own mount namespace; None when there is none to be seen."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a zero byte in the path
-        return None
-    return FileIdentity(status.st_dev, status.st_ino, status.st_uid)
-
-
-def resolve(path: str) -> str:
-    """The path with its symlinks followed, as far as it exists."""
-    return os.path.realpath(path)
-
-
-def parse_stat(text: bytes) -> Stat:
-    """Read /proc/PID/stat (proc_pid_stat(5)). The name may hold anything, so the last parenthesis ends it.
-
-    Raises:
-        ValueError: this is no such line.
-    """
-    fields = text[text.rindex(b")") + 1 :].split(None, 20)
-    if len(fields) < 20:
-        raise ValueError(text)
-    return Stat(int(fields[1]), bool(int(fields[6]) & PF_KTHREAD), int(fields[19]))
+    descriptor: str  # its path from /proc/PID/fd: a number; of a thread's own table with the way there before it
 
 
 class Processes:
     """Holders of sockets and ancestors of processes, with what is known of them from before.
 
+    `keys` are the keys of `[[app]]` entries that rules judge by: what none of them needs is not read.
+
     Invariant: what a cache holds is a guess, confirmed by /proc before it is told to anybody.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keys: frozenset[str] = frozenset()) -> None:
+        self.keys = keys
         self._cgroups = Cgroups()
         self._user_namespace = os.readlink("/proc/self/ns/user")
         self._owners: dict[int, tuple[int, str]] = {}  # inode → pid, descriptor
@@ -112,14 +85,14 @@ class Processes:
         link = f"socket:[{inode}]"
         if known := self._owners.get(inode):
             pid, descriptor = known
-            if _link(f"/proc/{pid}/fd/{descriptor}") == link:
+            if read_link(f"/proc/{pid}/fd/{descriptor}") == link:
                 return self._confirm_alone(pid, descriptor, link)
         for pid, descriptor in reversed(self._recent.items()):
-            if _link(f"/proc/{pid}/fd/{descriptor}") == link:
+            if read_link(f"/proc/{pid}/fd/{descriptor}") == link:
                 return self._confirm_alone(pid, descriptor, link)
         if self._recent:
             pid = next(reversed(self._recent))
-            found, _ = _search(pid, link, GUESSED)
+            found, _ = search(f"/proc/{pid}/fd", link, GUESSED)
             if found is not None:
                 return self._confirm_alone(pid, found, link)
         return None
@@ -127,7 +100,8 @@ class Processes:
     def find_holders(self, inode: int, cgroup_id: int | None = None) -> Iterator[Holder | None]:
         """All processes that hold this socket; None now and then, so that the caller can give way.
 
-        Who is content with one may stop at the first. A process born meanwhile is looked at too.
+        Who is content with one may stop at the first. A process born meanwhile is looked at too. Tables that threads
+        have for themselves are looked at if nobody else holds it; `scan_all` always does.
         """
         link = f"socket:[{inode}]"
         found: list[Holder] = []
@@ -137,7 +111,7 @@ class Processes:
             if pid in seen:
                 continue
             seen.add(pid)
-            descriptor, count = _search(pid, link)
+            descriptor, count = search(f"/proc/{pid}/fd", link)
             self._descriptors += count
             budget -= count + 1
             if descriptor is not None and (holder := self._confirm(pid, descriptor, link)) is not None:
@@ -146,8 +120,35 @@ class Processes:
             if budget <= 0:
                 budget = PAUSE
                 yield None
+        if not found:
+            for one in self._search_threads(link):
+                found += [one] if one is not None else []
+                yield one
         self._scanned += 1
         self._remember(inode, found)
+
+    def scan_all(self, inodes: set[int]) -> Iterator[tuple[int, frozenset[tuple[int, int]]] | None]:
+        """Who holds each of these sockets, as (pid, start time), found in one pass; None now and then, to give way.
+
+        The sockets come last, each once. Nobody may hold one that is on its way through a unix socket: it is
+        held again when it was received. A descriptor that moves during the pass can be missed by it, not by the next.
+        """
+        links = {f"socket:[{inode}]": inode for inode in inodes}
+        holders: dict[int, set[tuple[int, int]]] = {inode: set() for inode in inodes}
+        budget = PAUSE
+        for pid in self._everybody():
+            for found, count in self._held(pid, links):
+                self._descriptors += count
+                budget -= count + 1
+                for link, start_time in found:
+                    holders[links[link]].add((pid, start_time))
+                if budget <= 0:
+                    budget = PAUSE
+                    yield None
+        self._scanned += 1
+        for inode, keys in holders.items():
+            self._correct(inode, keys)
+            yield inode, frozenset(keys)
 
     def ancestors(self, process: Process) -> tuple[Process, ...]:
         """Parent first, as they were when this process was first asked for; programs as they are now.
@@ -166,30 +167,7 @@ class Processes:
         Raises:
             KernelError: /proc is not what it should be.
         """
-        try:
-            directory = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise KernelError(f"/proc/{pid}: {error.strerror}") from error
-        try:
-            stat = parse_stat(_read("stat", directory))
-            uid = os.fstat(directory).st_uid
-            return Process(
-                pid,
-                stat.start_time,
-                stat.parent,
-                uid,
-                None if stat.is_kernel else _executable(directory),
-                stat.is_kernel,
-                self._shares_user_namespace(directory),
-            )
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        except (OSError, ValueError) as error:
-            raise KernelError(f"/proc/{pid}/stat: {error}") from error
-        finally:
-            os.close(directory)
+        return read_process(pid, self.keys, self._user_namespace)
 
     def statistics(self) -> dict[str, int]:
         """Answers from the caches, full searches, descriptors read by these, and the size of the caches."""
@@ -207,6 +185,9 @@ class Processes:
         if self._recent:
             yield next(reversed(self._recent))
         yield from self._cgroups.members(cgroup_id)
+        yield from self._everybody()
+
+    def _everybody(self) -> Iterator[int]:
         before: set[int] = set()
         # Each round looks at who was born during the last; a fork bomb must not keep us for ever.
         for _ in range(3):
@@ -216,9 +197,55 @@ class Processes:
             yield from _newest_first(born)
             before |= pids
 
+    def _search_threads(self, link: str) -> Iterator[Holder | None]:
+        budget = PAUSE
+        for pid in self._everybody():
+            budget -= 1
+            for table in self._tables_of_threads(pid):
+                descriptor, count = search(f"/proc/{pid}/{table}", link)
+                self._descriptors += count
+                budget -= count
+                holder = self._confirm(pid, f"../{table}/{descriptor}", link) if descriptor is not None else None
+                if holder is not None:
+                    yield holder
+                    break
+            if budget <= 0:
+                budget = PAUSE
+                yield None
+
+    def _tables_of_threads(self, pid: int) -> list[str]:
+        if (directory := _open(pid)) is None:
+            return []
+        try:
+            return tables_of_threads(directory, pid)
+        finally:
+            os.close(directory)
+
+    def _held(self, pid: int, links: dict[str, int]) -> Iterator[tuple[list[tuple[str, int]], int]]:
+        """Links that a process holds, each with the start time of the process, and how many descriptors were read."""
+        if (directory := _open(pid)) is None:
+            return
+        try:
+            for table in ("fd", *tables_of_threads(directory, pid)):
+                for found, count in held(directory, table, links):
+                    start_time = parse_stat(read_file("stat", directory)).start_time if found else 0
+                    yield [(link, start_time) for link in found], count
+        except OSError:  # it died, and holds nothing any more
+            return
+        finally:
+            os.close(directory)
+
+    def _correct(self, inode: int, keys: set[tuple[int, int]]) -> None:
+        """Let no guess outlive what a pass has found."""
+        if len(keys) > 1:
+            for key in keys:
+                _store(self._alone, key, False, CACHED)
+        if (known := self._owners.get(inode)) and known[0] not in {pid for pid, _ in keys}:
+            del self._owners[inode]
+
     def _confirm(self, pid: int, descriptor: str, link: str) -> Holder | None:
         process = self.read(pid)
-        if process is None or _link(f"/proc/{pid}/fd/{descriptor}") != link:
+        if process is None or read_link(f"/proc/{pid}/fd/{descriptor}") != link:
             return None
         return Holder(process, descriptor)
 
@@ -228,11 +255,11 @@ class Processes:
             return None
         if not self._alone.get((pid, holder.process.start_time)):
             return None
-        relatives = _children(pid)
-        if len(relatives) > RELATIVES:
+        relatives = children(pid)
+        if relatives is None or len(relatives) > RELATIVES:
             return None
         for relative in (holder.process.parent, *relatives):
-            if _link(f"/proc/{relative}/fd/{descriptor}") == link:
+            if read_link(f"/proc/{relative}/fd/{descriptor}") == link:
                 return None
         self._rechecked += 1
         self._remember(int(link[8:-1]), [holder])
@@ -268,86 +295,27 @@ class Processes:
         return now if now is not None and now.start_time == process.start_time else None
 
     def _refresh(self, ancestor: Process) -> Process:
+        if self.keys & MUTABLE:
+            return self._again(ancestor) or ancestor
         if ancestor.executable is None:
             return ancestor
         shown = ancestor.executable.path + (DELETED if ancestor.executable.deleted else "")
-        if _link(f"/proc/{ancestor.pid}/exe") in (shown, None):
+        if read_link(f"/proc/{ancestor.pid}/exe") in (shown, None):
             return ancestor
         return self._again(ancestor) or ancestor
 
-    def _shares_user_namespace(self, directory: int) -> bool:
-        try:
-            return os.readlink("ns/user", dir_fd=directory) == self._user_namespace
-        except OSError:
-            return False
 
-
-def _executable(directory: int) -> Executable | None:
+def _open(pid: int) -> int | None:
     try:
-        while True:
-            path = os.readlink("exe", dir_fd=directory)
-            status = os.stat("exe", dir_fd=directory)
-            identity = FileIdentity(status.st_dev, status.st_ino, status.st_uid)
-            path_identity = identify(path)
-            if identity == path_identity:  # also of a file that is really called "… (deleted)"
-                return Executable(path, deleted=False, identity=identity, path_identity=path_identity)
-            if os.readlink("exe", dir_fd=directory) == path:  # else exec came between
-                break
-    except OSError:  # ENOENT: a zombie; EACCES: not ours to know. Neither matches a rule.
+        return os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # gone, or not ours to see
         return None
-    if not path.endswith(DELETED):
-        return Executable(path, deleted=False, identity=identity, path_identity=path_identity)
-    path = path.removesuffix(DELETED)
-    return Executable(path, deleted=True, identity=identity, path_identity=identify(path))
-
-
-def _search(pid: int, link: str, most: int | None = None) -> tuple[str | None, int]:
-    """The descriptor of this process that shows `link`, and how many were read; only the `most` highest."""
-    try:
-        directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # gone, or not ours to see: then nobody finds it there
-        return None, 0
-    count = 0
-    try:
-        for name in reversed(os.listdir(directory)):
-            if count == most:
-                break
-            count += 1
-            if _link(name, directory) == link:
-                return name, count
-    except OSError:  # gone while we looked
-        return None, count
-    finally:
-        os.close(directory)
-    return None, count
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()]
-    except OSError:  # gone; or no CONFIG_PROC_CHILDREN, and anybody may be a parent: too many to look at
-        return [0] * (RELATIVES + 1)
 
 
 def _newest_first(pids: set[int]) -> list[int]:
     """By age, as far as pids tell it: they are given upwards, and then again from below."""
-    last = int(_read("/proc/loadavg").split()[-1])
+    last = int(read_file("/proc/loadavg").split()[-1])
     return sorted(pids, key=lambda pid: (pid <= last, pid), reverse=True)
-
-
-def _link(path: str, directory: int | None = None) -> str | None:
-    try:
-        return os.readlink(path, dir_fd=directory)
-    except OSError:
-        return None
-
-
-def _read(path: str, directory: int | None = None) -> bytes:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        return os.read(file, 65536)
-    finally:
-        os.close(file)
 
 
 def _store(cache: dict[Key, Value], key: Key, value: Value, most: int) -> None:
