@@ -95,7 +95,9 @@ class Network:
         if facts is None or (device := self._devices.get((side, facts.link.index))) is None:
             return None
         address = ip_address(destination)
-        hop = self._rtnetlink.route_get(address, mark=MARKS[side], oif=facts.link.index)
+        # By the mark's table alone, without naming the device: for IPv4 the kernel would make a destination that has no
+        # route an on-link one (net/ipv4/route.c, ip_route_output_key_hash_rcu), and ARP would name it on the wire.
+        hop = self._rtnetlink.route_get(address, mark=MARKS[side])
         if hop is None or hop.oif != facts.link.index or hop.source is None:
             return None
         if not any(own.ip == hop.source for own in facts.addresses):
