@@ -279,6 +279,20 @@ def test_a_refusal_is_forgotten(gate):
     assert {} == gate.admit.refused
 
 
+def test_a_refusal_is_the_sockets_and_not_the_four_tuples(gate):
+    """L27: the next socket may be another app's."""
+    gate.source.at_once[5000] = Attribution("nobody found", None, b"one     ")
+    gate.source.cookies[5000] = b"one     "
+    gate.passes(syn(), syn())
+    assert [5000] == gate.source.asked
+    gate.source.knows(5000, EXCLUDED, b"another ")
+
+    gate.passes(syn())
+
+    assert 1 == len(gate.uplink.socket.frames)
+    assert {} == gate.admit.refused
+
+
 def test_only_so_many_refusals_are_remembered(gate, monkeypatch):
     monkeypatch.setattr(admit_module, "MOST_REFUSED", 3)
     for port in range(1, 6):
