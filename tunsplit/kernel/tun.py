@@ -62,9 +62,12 @@ class Tun:
             os.set_inheritable(self._fd, False)
             fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.SIZE))
             self.offloads = self._negotiate()
-        except (OSError, KernelError) as error:
+        except OSError as error:
             self._device.close()
-            raise error if isinstance(error, KernelError) else _explained(name, error) from error
+            raise _explained(name, error) from error
+        except BaseException:
+            self._device.close()
+            raise
         self._file = io.FileIO(self._fd, "r+", closefd=False)
         # Reads one packet into a buffer: bytes in all, virtio header included, or None where there is none just now.
         # OSError EBADFD when somebody has removed the device; others concern this packet only.
