@@ -64,8 +64,15 @@ def execute(
 
 
 def original_environment() -> dict[bytes, bytes]:
-    """Return the environment as it was when this process began (proc_pid_environ(5))."""
-    entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+    """Return the environment as it was when this process began (proc_pid_environ(5)).
+
+    Where that may not be read, because the interpreter's file may not be either (a process without PR_SET_DUMPABLE),
+    it is what Python made of it.
+    """
+    try:
+        entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except PermissionError:
+        return dict(os.environb)
     return {name: value for name, equals, value in (entry.partition(b"=") for entry in entries) if name and equals}
 
 

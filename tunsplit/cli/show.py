@@ -191,7 +191,8 @@ def explained(answer: dict[str, Any]) -> list[str]:
     for name, value in answer.items():
         if isinstance(value, dict):
             value = joined(f"{key}={item}" for key, item in value.items())
-        steps = value if isinstance(value, list) else ["-" if value is None else value]
+        steps = value if isinstance(value, list) else [value]
+        steps = steps if steps not in ([], [None]) else ["-"]
         headings = [name, *[""] * len(steps)]
         lines += [f"{head:{width}} {printable(str(step))}" for head, step in zip(headings, steps, strict=False)]
     return lines

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tunsplit.errors import PermissionMissing
-from tunsplit.kernel.procfs import parse_stat
+from tunsplit.kernel.procpid import parse_stat
 
 # asm-generic/socket.h
 SO_PEERGROUPS = 59

@@ -1,0 +1,348 @@
+"""`tunsplit app`, `pid`, `on`, `off`, `reload` and `explain`: what they ask, what they print, what they save."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.control_server import NOBODY, as_user
+from tests.fakes.switching import FakeSwitching
+from tests.switching_server import serving
+from tunsplit.cli import main, saving
+from tunsplit.cli.base import DEFAULT_SOCKET, absolute
+from tunsplit.config import Control, parse
+from tunsplit.errors import ConfigError, PermissionMissing, TunsplitError
+
+FILE = '# mine\n[tunnel]\ninterface = "wg0"\nfwmark = 1\n\n[[app]]  # the browser\npath = "/usr/bin/firefox"\n'
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def switching() -> FakeSwitching:
+    return FakeSwitching()
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    file = tmp_path / "tunsplit.toml"
+    file.write_text(FILE)
+    file.chmod(0o640)
+    return file
+
+
+@pytest.fixture
+def invoke(tmp_path, config_file, switching) -> Iterator[Invoke]:
+    def invoke(*arguments: str) -> Result:
+        unset = {"TUNSPLIT_CONFIG": None, "TUNSPLIT_SOCKET": f"{tmp_path}/c.sock"}
+        return CliRunner().invoke(main, arguments, env=unset)
+
+    with serving(f"{tmp_path}/c.sock", switching, config_file=str(config_file)):
+        yield invoke
+
+
+COMMANDS = [
+    "app list", "app add /x", "app add /x --save", "app remove /x", "app clear",
+    "pid list", "pid add 1", "pid remove 1", "pid clear", "on", "off", "reload", "explain --pid 1", "exec true",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_a_daemon_they_end_with_5_and_one_line(command, tmp_path):
+    words = command.split()
+    at = 1 if words[0] in {"on", "off", "reload", "explain", "exec"} else 2
+    result = CliRunner().invoke(main, [*words[:at], "--socket", f"{tmp_path}/none", *words[at:]])
+
+    assert (5, "") == (result.exit_code, result.stdout)
+    assert 1 == len(result.stderr.splitlines())
+
+
+@pytest.mark.parametrize("group", ["app", "pid"])
+def test_every_command_of_a_group_has_help_with_an_example(group):
+    names = {"app": ["list", "add", "remove", "clear"], "pid": ["list", "add", "remove", "clear"]}[group]
+    for name in names:
+        result = CliRunner().invoke(main, [group, name, "--help"])
+        assert 0 == result.exit_code
+        assert "Example" in result.stdout
+
+
+def test_the_default_socket_is_the_configurations():
+    assert Control().socket == DEFAULT_SOCKET
+
+
+def test_the_list_as_json_is_a_list(invoke, switching):
+    result = invoke("app", "list", "--json")
+
+    assert (0, switching.apps()) == (result.exit_code, msgspec.json.decode(result.stdout))
+
+
+def test_the_list_is_shown(invoke, switching, monkeypatch):
+    apps = [
+        {"rule": 1, "path": "/usr/bin/firefox", "inherit": True, "saved": True, "matches": [4711, 4712]},
+        {"rule": 2, "path": None, "name": "st\x1beam", "user": "ada", "saved": True, "matches": []},
+        {"rule": None, "path": "/opt/x", "saved": False, "matches": []},
+    ]
+    monkeypatch.setattr(switching, "apps", lambda: apps)
+
+    assert [
+        "1  path /usr/bin/firefox, inherit True             processes 4711 4712",
+        "2  name st\\u001beam, user ada                      no process",
+        "-  path /opt/x                          not saved  no process",
+    ] == invoke("app", "list").stdout.splitlines()
+
+
+def test_an_empty_list_says_so(invoke, switching):
+    switching.paths.clear()
+
+    assert "the list is empty\n" == invoke("app", "list").stdout
+    assert "no process is on the list\n" == invoke("pid", "list").stdout
+
+
+def test_an_app_is_put_on_the_list_and_taken_off(invoke, switching):
+    assert "/bin/sh is on the list\n" == invoke("app", "add", "/bin/sh").stdout
+    assert "/bin/sh is on the list already\n" == invoke("app", "add", "/bin/sh").stdout
+    assert "/bin/sh" in switching.paths
+    assert "/bin/sh is off the list\n" == invoke("app", "remove", "/bin/sh").stdout
+    assert "/bin/sh is not on the list\n" == invoke("app", "remove", "/bin/sh").stdout
+    assert "taken off the list: 1\n" == invoke("app", "clear").stdout
+
+
+def test_a_path_that_does_not_exist_is_a_warning(invoke, switching):
+    result = invoke("app", "add", "/nowhere/x")
+
+    assert (0, "/nowhere/x is on the list\n") == (result.exit_code, result.stdout)
+    assert "tunsplit: warning: /nowhere/x does not exist, so it matches nothing yet\n" == result.stderr
+
+
+def test_a_relative_path_starts_here_and_its_symlinks_stay(invoke, switching, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "program").touch()
+    (tmp_path / "link").symlink_to("real/program")
+    monkeypatch.chdir(tmp_path)
+
+    assert 0 == invoke("app", "add", "./link").exit_code
+    assert f"{tmp_path}/link" in switching.paths
+
+
+@pytest.mark.parametrize(
+    ("path", "from_root"),
+    [
+        ("x", "{here}/x"),
+        ("./x/./y//z", "{here}/x/y/z"),
+        ("/a//b/.", "/a/b"),
+        ("//a", "/a"),
+        ("../x*", "{above}/x*"),
+        ("link/../x", "{here}/deep/x"),  # up from where the link leads
+        ("..", "{above}"),
+        ("**", "{here}/**"),
+    ],
+)
+def test_a_path_is_told_from_the_root(path, from_root, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    (here / "deep" / "er").mkdir(parents=True)
+    (here / "link").symlink_to("deep/er")
+    monkeypatch.chdir(here)
+
+    assert from_root.format(here=here, above=tmp_path) == absolute(path)
+
+
+def test_a_name_that_no_configuration_can_hold_is_refused(invoke):
+    with pytest.raises(TunsplitError, match="found bytes that are no UTF-8"):
+        absolute("/x\udcff")
+
+
+@pytest.mark.parametrize("command", ["add", "remove"])
+def test_a_path_that_is_none_ends_with_2(invoke, command):
+    result = invoke("app", command, "/a\nb")
+
+    assert (2, "") == (result.exit_code, result.stdout)
+    assert result.stderr.startswith("tunsplit: path: found ")
+
+
+def test_saving_keeps_the_file_as_it_is_but_for_the_entry(invoke, config_file, switching):
+    assert 0 == invoke("app", "add", "/bin/sh", "--save").exit_code
+    assert FILE + '\n[[app]]\npath = "/bin/sh"\n' == config_file.read_text()
+    assert "/bin/sh" in switching.paths
+
+    assert 0 == invoke("app", "remove", "--save", "/bin/sh").exit_code
+    assert FILE == config_file.read_text()
+
+    assert 0 == invoke("app", "clear", "--save").exit_code
+    assert FILE.split("\n[[app]]")[0] == config_file.read_text().rstrip("\n") + "\n"
+    assert [config_file.name] == sorted(path.name for path in config_file.parent.glob("*.toml*"))
+
+
+def test_what_is_said_without_save_stays_out_of_the_file(invoke, config_file):
+    invoke("app", "add", "/opt/experiment")
+    invoke("app", "add", "/bin/sh", "--save")
+
+    assert ["/usr/bin/firefox", "/bin/sh"] == [app.path for app in parse(config_file.read_text()).apps]
+    invoke("app", "add", "/opt/experiment", "--save")  # though it is on the list
+    assert 3 == len(parse(config_file.read_text()).apps)
+
+
+def test_mode_owner_and_symlink_stay(invoke, config_file, tmp_path):
+    if os.geteuid() == 0:
+        os.chown(config_file, NOBODY, 1)
+    before = config_file.stat()
+    link = tmp_path / "link.toml"
+    link.symlink_to(config_file.name)
+    assert saving.rewrite(str(link), lambda text: text + "# more\n")
+    after = config_file.stat()
+
+    assert link.is_symlink()
+    assert FILE + "# more\n" == config_file.read_text()
+    assert (before.st_mode, before.st_uid, before.st_gid) == (after.st_mode, after.st_uid, after.st_gid)
+    assert 0o640 == stat.S_IMODE(after.st_mode)
+    assert before.st_ino != after.st_ino
+
+
+def test_what_changes_nothing_writes_nothing(config_file):
+    before = config_file.stat()
+
+    assert not saving.rewrite(str(config_file), lambda text: text)
+    assert before.st_ino == config_file.stat().st_ino
+
+
+def refuse(text: str) -> str:
+    raise ConfigError("no")
+
+
+def test_what_cannot_be_edited_is_left_alone(config_file):
+    with pytest.raises(ConfigError, match="no"):
+        saving.rewrite(str(config_file), refuse)
+    assert FILE == config_file.read_text()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(config_file, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TunsplitError, match=r"not saved, and nothing changed: No space left on device"):
+        saving.rewrite(str(config_file), lambda text: text + "# more\n")
+    assert FILE == config_file.read_text()
+    assert [] == list(config_file.parent.glob(".tunsplit*"))
+
+
+@pytest.mark.netns
+def test_who_may_not_write_the_file_is_told_so(config_file):
+    config_file.parent.chmod(0o755)
+    config_file.chmod(0o644)
+    for directory in config_file.parents:
+        if not directory.stat().st_mode & 1:
+            directory.chmod(0o711)
+    with pytest.raises(PermissionMissing, match="not saved, and nothing changed: Permission denied; run it as root"):
+        as_user(NOBODY, [], lambda: saving.rewrite(str(config_file), lambda text: text + "#"))
+    assert FILE == config_file.read_text()
+
+
+def test_what_cannot_be_saved_does_not_happen(invoke, config_file, switching):
+    config_file.write_text("app = []\n" + FILE.partition("\n[[app]]")[0])
+    result = invoke("app", "add", "/bin/sh", "--save")
+
+    assert (2, "") == (result.exit_code, result.stdout)
+    assert "edit the list there by hand" in result.stderr
+    assert "/bin/sh" not in switching.paths
+
+
+def test_processes_are_shown_with_their_reasons(invoke, switching):
+    switching.processes = [
+        {"pid": 4711, "exe": "/usr/bin/steam", "user": 1000, "reasons": ["rule 1: /usr/bin/steam", "by hand"]},
+        {"pid": 52, "exe": None, "user": 0, "reasons": ["inherited from 4711 (/usr/bin/steam)"]},
+    ]
+
+    assert switching.processes == msgspec.json.decode(invoke("pid", "list", "--json").stdout)
+    assert [
+        "4711  /usr/bin/steam  1000  rule 1: /usr/bin/steam; by hand",
+        "52    unknown         0     inherited from 4711 (/usr/bin/steam)",
+    ] == invoke("pid", "list").stdout.splitlines()
+
+
+def test_a_process_is_excluded_by_hand(invoke, switching):
+    pid = os.getpid()
+
+    assert f"process {pid} is excluded\n" == invoke("pid", "add", str(pid)).stdout
+    assert [pid] == list(switching.by_hand)
+    assert f"process {pid} is no longer listed by hand\n" == invoke("pid", "remove", str(pid)).stdout
+    assert f"process {pid} is not listed by hand\n" == invoke("pid", "remove", str(pid)).stdout
+    assert "no longer listed by hand: 0\n" == invoke("pid", "clear").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["pid", "add", "4194304"], 1, "tunsplit: there is no process 4194304\n"),
+        (["pid", "add", "x"], 2, "'x' is not a valid integer range"),
+        (["pid", "add", "0"], 2, "0 is not in the range x>=1"),
+        (["explain"], 2, "name one of --pid, --exe, or --proto with --src and --dst"),
+        (["explain", "--pid", "1", "--exe", "/x"], 2, "name one of"),
+        (["explain", "--proto", "udp", "--src", "10.0.0.1:1"], 2, "name one of"),
+        (["exec"], 2, "Missing argument"),
+    ],
+)
+def test_wrong_words_get_one_clear_error(arguments, code, error, invoke):
+    result = invoke(*arguments)
+
+    assert (code, "") == (result.exit_code, result.stdout)
+    assert error in result.stderr
+
+
+def test_splitting_is_switched(invoke, switching):
+    assert "splitting is off: every app uses the tunnel\n" == invoke("off").stdout
+    assert not switching.enabled
+    assert "splitting is on\n" == invoke("on").stdout
+    assert switching.enabled
+
+
+def test_a_reload_says_what_changed_or_what_is_wrong(invoke, switching, monkeypatch):
+    assert "[[app]] #2 is new\n" == invoke("reload").stdout
+    assert '["[[app]] #2 is new"]\n' == invoke("reload", "--json").stdout
+    switching.wrong = "t.toml: [dns]: found nothing"
+    result = invoke("reload")
+    assert (2, "", "tunsplit: t.toml: [dns]: found nothing\n") == (result.exit_code, result.stdout, result.stderr)
+    monkeypatch.setattr(switching, "reload", list)
+    assert "nothing changed\n" == invoke("reload").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "question"),
+    [
+        (["--pid", "4711"], {"pid": 4711}),
+        (["--exe", "x"], {"exe": "{here}/x"}),
+        (
+            ["--proto", "UDP", "--src", "10.0.0.1:1", "--dst", "[2001:db8::1]:2"],
+            {"protocol": "udp", "source": "10.0.0.1:1", "destination": "[2001:db8::1]:2"},
+        ),
+    ],
+)
+def test_a_question_reaches_the_daemon(arguments, question, invoke, switching, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "exe" in question:
+        question = {"exe": f"{tmp_path}/x"}
+
+    assert switching.answer == msgspec.json.decode(invoke("explain", "--json", *arguments).stdout)
+    assert [dict.fromkeys(("pid", "exe", "protocol", "source", "destination")) | question] == switching.asked
+
+
+def test_the_chain_of_judgement_is_shown_step_by_step(invoke, switching):
+    switching.answer = {
+        "verdict": "uplink",
+        "app": {"pid": 4711, "exe": "/x\x1b", "user": 0},
+        "steps": ["rule 1: /x", "parent 1"],
+        "nothing": None,
+        "empty": [],
+    }
+
+    assert [
+        "verdict uplink",
+        "app     pid=4711 exe=/x\\u001b user=0",
+        "steps   rule 1: /x",
+        "        parent 1",
+        "nothing -",
+        "empty   -",
+    ] == invoke("explain", "--pid", "4711").stdout.splitlines()
