@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from tests import craft
 
 INSIDE = {4: "10.128.0.1", 6: "[fd75::1]"}
+OUTSIDE = {4: "192.0.2.7", 6: "[2001:db8:50::2]"}
 PEERS = {4: ("1.1.1.1", "8.8.8.8"), 6: ("[2001:db8::1]", "[2001:db8::2]")}
 
-ports = st.integers(0, 65535)
+ports = st.one_of(st.sampled_from((5000, 53, 40000, 40001, 40002, 40003)), st.integers(0, 65535))
 data = st.binary(max_size=64)
 
 
@@ -17,10 +18,10 @@ def bare(text: str) -> str:
 
 
 @st.composite
-def packets(draw: st.DrawFn, *, inside: dict[int, str] = INSIDE, inbound: bool = False) -> bytes:
-    """A valid packet between the inside and a peer, of any kind that a flow may have, whole."""
+def packets(draw: st.DrawFn, *, inbound: bool = False) -> bytes:
+    """A valid packet from the inside to a peer, or from a peer to the outside, of any kind that a flow may have."""
     version = draw(st.sampled_from((4, 6)))
-    own, peer = inside[version], draw(st.sampled_from(PEERS[version]))
+    own, peer = (OUTSIDE if inbound else INSIDE)[version], draw(st.sampled_from(PEERS[version]))
     if inbound:
         own, peer = peer, own
     plain, bare_line = f"{own}:{draw(ports)} > {peer}:{draw(ports)}", f"{bare(own)} > {bare(peer)}"
