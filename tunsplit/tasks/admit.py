@@ -14,20 +14,19 @@ connections older than tunsplit. They pass if the app belongs on that side.
 
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import trio
 
 from tunsplit.engine.attribution import Attribution, Source, search_all
-from tunsplit.engine.flow import App, Flow, FlowEvent, Rewrite
+from tunsplit.engine.flow import App, FlowEvent, Rewrite
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import ACK, PORT_POOLS, RST, SYN, Nat, Way, destination_of, source_of
-from tunsplit.engine.policy import Judgement, Verdict
+from tunsplit.engine.policy import Judgement, Policy, Verdict
 from tunsplit.engine.slowpath import SlowPath, Unknown
 from tunsplit.errors import KernelError
 from tunsplit.kernel.tun import Tun
-from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
@@ -68,7 +67,7 @@ class Admit:
         slow: SlowPath,
         source: SocketSource,
         sources: tuple[Source, ...],
-        judge: Judge,
+        policy: Callable[[], Policy],
         network: Network,
         ports: PortChoice,
         tun: Tun,
@@ -80,7 +79,7 @@ class Admit:
         self._slow = slow
         self._source = source
         self._sources = sources
-        self._judge = judge
+        self._policy = policy
         self._network = network
         self._ports = ports
         self._tun = tun
@@ -119,6 +118,8 @@ class Admit:
         elif (refusal := self.refused.get(key)) is not None and self._holds(refusal, now):
             self._answer(unknown, now)
         else:
+            if known is not None:  # a new connection on the four-tuple of an old one
+                self._nat.end(known.flow, FlowEvent.TIMEOUT, now)
             self._attribute(unknown, now)
 
     def _is_for_nobody(self, unknown: Unknown) -> bool:
@@ -135,7 +136,7 @@ class Admit:
         return True
 
     def _is_same_socket(self, unknown: Unknown, known: Rewrite) -> bool:
-        """Whether the packet is of the very socket that the open flow is of: a SYN sent again, a datagram after a pause."""
+        """Whether a SYN on an open flow is that flow's own, sent again."""
         return known.flow.cookie is not None and self._has_cookie(unknown.protocol, unknown.key, known.flow.cookie)
 
     def _holds(self, refusal: Refusal, now: float) -> bool:
@@ -155,7 +156,6 @@ class Admit:
 
     def _attribute(self, unknown: Unknown, now: float) -> None:
         try:
-            self._judge.prepare()
             for source in self._sources:
                 attribution = source.attribute(unknown.protocol, unknown.key)
                 if attribution is None:
@@ -224,20 +224,13 @@ class Admit:
     def judge(self, packets: list[Unknown], attribution: Attribution, now: float) -> None:
         """Open the flow that these packets began, or refuse it."""
         self.counters[f"attributed_{attribution.certainty.value}"] += 1
+        judgement = self._policy().judge(attribution.owner)
+        if judgement.verdict is Verdict.BLOCK:
+            self.refuse(packets, judgement, attribution, now)
+            return
         first = packets[0]
-        known = self._nat.outbound.find(first.protocol, first.key)
+        side = judgement.verdict.value
         try:
-            self._judge.prepare()
-            judgement = self._judge.judge(attribution.owner)
-            side = judgement.verdict.value
-            if known is not None and not self._goes_on(known.flow, first.protocol, side, attribution, judgement):
-                self._nat.end(known.flow, FlowEvent.TIMEOUT, now)
-            if judgement.verdict is Verdict.BLOCK:
-                self.refuse(packets, judgement, attribution, now)
-                return
-            if self._nat.outbound.find(first.protocol, first.key) is not None:
-                self._pass_all(packets, now)
-                return
             way = self._network.way(side, first.headers.version, destination_of(first.key))
             if way is None:
                 self.refuse(
@@ -249,24 +242,11 @@ class Admit:
             elif not self._open(first, way, judgement, attribution, now):
                 self.refuse(packets, Judgement(Verdict.BLOCK, f"{judgement.reason}; no room"), attribution, now)
             else:
-                self._pass_all(packets, now)
+                for packet in packets:
+                    if (rewrite := self._nat.outbound.find(packet.protocol, packet.key)) is not None:
+                        self._pass(packet, rewrite, now)
         except KernelError as error:
             self._failed(packets, error, now)
-
-    def _goes_on(
-        self, flow: Flow, protocol: int, side: str, attribution: Attribution, judgement: Judgement
-    ) -> bool:
-        """Whether an open flow may go on with another socket or holder: datagrams may, on the same side."""
-        if protocol == TCP or flow.side != side:
-            return False
-        flow.app, flow.owner, flow.sockets = app_of(attribution), attribution.owner, attribution.sockets
-        flow.reason, flow.attribution, flow.cookie = judgement.reason, attribution.certainty.value, attribution.cookie
-        return True
-
-    def _pass_all(self, packets: list[Unknown], now: float) -> None:
-        for packet in packets:
-            if (rewrite := self._nat.outbound.find(packet.protocol, packet.key)) is not None:
-                self._pass(packet, rewrite, now)
 
     def _open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> bool:
         protocol, key = first.protocol, first.key
@@ -277,10 +257,9 @@ class Admit:
         if not opens:
             if source_of(key) != way.source and not self._network.is_address_of(way.device, source_of(key)):
                 return False  # of another side, or of a NAT that has been forgotten
-            flow = self._nat.open_untranslated(
+            self._nat.open_untranslated(
                 protocol, key, way, now, app=app, reason=judgement.reason, attribution=attribution.certainty.value
             )
-            flow.owner, flow.sockets = attribution.owner, attribution.sockets
             return True
         port = None
         if protocol in PORT_POOLS:
@@ -289,11 +268,10 @@ class Admit:
                 return False
         elif not self._nat.is_free(protocol, key, way, 0):
             return False
-        flow = self._nat.open(
+        self._nat.open(
             protocol, key, way, port, now,
             app=app, reason=judgement.reason, attribution=attribution.certainty.value, cookie=attribution.cookie,
         )  # fmt: skip
-        flow.owner, flow.sockets = attribution.owner, attribution.sockets
         self.refused.pop((protocol, key), None)
         return True
 
