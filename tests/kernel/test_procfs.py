@@ -249,7 +249,7 @@ def test_nothing_is_told_of_a_process_that_is_gone(processes):
     try:
         process.communicate()
         assert [] == descriptors.tables_of_threads(directory, process.pid)
-        assert [] == list(descriptors.held(directory, "fd", {"x"}))
+        assert [] == list(descriptors.held(directory, "fd", {1}))
     finally:
         os.close(directory)
     assert descriptors.children(process.pid) is None
@@ -416,8 +416,30 @@ def test_ancestors_are_read_again_if_what_can_change_counts(cgroup, processes, a
     (directory / "cgroup.procs").write_text(str(pid))
     after = processes.ancestors(leaf)[0]
     assert (False, path) == (before.cgroup == path, after.cgroup)
+
+
+def test_an_ancestor_that_changes_its_user_is_read_again_if_users_count(processes, apps, tmp_path):
+    switch = tmp_path / "switch"
+    os.mkfifo(switch)
+    change = f"open('{switch}').read(); os.setresuid(-1, {NOBODY}, -1)"
+    pid = apps.python(f"import os, threading\ndef change(): {change}\nthreading.Thread(target=change).start()")
+    leaf = processes.read(pid)._replace(pid=0, parent=pid)
+    assert 0 == processes.ancestors(leaf)[0].uid
+    switch.write_text("x")
+    while not processes.read(pid).uid:
+        os.sched_yield()
+    assert 0 == processes.ancestors(leaf)[0].uid
     processes.keys = frozenset({"user"})
-    assert (None, pid) == (processes.ancestors(leaf)[0].cgroup, processes.ancestors(leaf)[0].pid)
+    assert NOBODY == processes.ancestors(leaf)[0].uid
+
+
+def test_a_dead_ancestor_stays_the_user_that_it_was(processes):
+    process = subprocess.Popen([CAT], stdin=subprocess.PIPE)
+    leaf = processes.read(process.pid)._replace(pid=0, parent=process.pid)
+    before = processes.ancestors(leaf)
+    process.communicate()
+    processes.keys = frozenset({"user"})
+    assert before[0] == processes.ancestors(leaf)[0]
 
 
 def test_a_kernel_without_cgroups_has_none(processes, monkeypatch):

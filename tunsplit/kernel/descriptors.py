@@ -18,7 +18,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 
 CHUNK = 100  # descriptors read before the caller may give way
 THREADS = 8  # whose children are asked for; a program with more is left to the next full pass
@@ -60,13 +60,13 @@ def search(path: str, link: str, most: int | None = None) -> tuple[str | None, i
     return None, count
 
 
-def held(process: int, table: str, links: Collection[str]) -> Iterator[tuple[list[str], int]]:
-    """Which of these links a table shows: some of them, and how many descriptors were read for that, again and again.
+def held(process: int, table: str, inodes: Container[int]) -> Iterator[tuple[list[int], int]]:
+    """Which of these sockets a table shows: some of them, and how many descriptors were read for that, and so on.
 
     Args:
         process: a descriptor on /proc/PID.
         table: the table's path in there.
-        links: as readlink() gives them.
+        inodes: of the sockets.
     """
     try:
         directory = os.open(table, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=process)
@@ -77,7 +77,8 @@ def held(process: int, table: str, links: Collection[str]) -> Iterator[tuple[lis
         for first in range(0, len(names), CHUNK):
             chunk = names[first : first + CHUNK]
             shown = [link for name in chunk if (link := read_link(name, directory)) is not None]
-            yield [link for link in shown if link in links], len(chunk)
+            sockets = [int(link[8:-1]) for link in shown if link.startswith("socket:[")]
+            yield [inode for inode in sockets if inode in inodes], len(chunk)
     except OSError:  # gone while we looked
         return
     finally:

@@ -17,7 +17,7 @@ What a process shows can change without exec: its user (setuid), its command lin
 cgroup (it may be moved). Holders are read anew for every flow, ancestors only as far as rules ask.
 """
 
-# ruff: noqa: PTH115, PTH208 -- pathlib costs more than the system call, and this is the dear part
+# ruff: noqa: PTH115, PTH116, PTH208 -- pathlib costs more than the system call, and this is the dear part
 
 import os
 from collections.abc import Iterator
@@ -36,8 +36,8 @@ GUESSED = 64  # descriptors of the last owner, newest first, that a recheck look
 RELATIVES = 32  # children whose descriptor a recheck compares
 GENERATIONS = 256  # ancestors followed: no session is that deep
 
-# What can change while the program stays the same.
-MUTABLE = frozenset({"user", "cmdline", "cgroup"})
+# What can change while the program stays the same, and is no cheaper to compare than to read.
+MUTABLE = frozenset({"cmdline", "cgroup"})
 
 # Stands for an ancestor that died before it could be read: what it was, nobody will know.
 UNKNOWN = Process(0, 0, 0, 0, None)
@@ -133,22 +133,22 @@ class Processes:
         The sockets come last, each once. Nobody may hold one that is on its way through a unix socket: it is
         held again when it was received. A descriptor that moves during the pass can be missed by it, not by the next.
         """
-        links = {f"socket:[{inode}]": inode for inode in inodes}
-        holders: dict[int, set[tuple[int, int]]] = {inode: set() for inode in inodes}
+        holders: dict[int, set[tuple[int, int]]] = {}
         budget = PAUSE
         for pid in self._everybody():
-            for found, count in self._held(pid, links):
+            for found, count in self._held(pid, inodes):
                 self._descriptors += count
                 budget -= count + 1
-                for link, start_time in found:
-                    holders[links[link]].add((pid, start_time))
+                for inode, start_time in found:
+                    holders.setdefault(inode, set()).add((pid, start_time))
                 if budget <= 0:
                     budget = PAUSE
                     yield None
         self._scanned += 1
-        for inode, keys in holders.items():
+        for inode in inodes:
+            keys = frozenset(holders.get(inode, ()))
             self._correct(inode, keys)
-            yield inode, frozenset(keys)
+            yield inode, keys
 
     def ancestors(self, process: Process) -> tuple[Process, ...]:
         """Parent first, as they were when this process was first asked for; programs as they are now.
@@ -221,21 +221,21 @@ class Processes:
         finally:
             os.close(directory)
 
-    def _held(self, pid: int, links: dict[str, int]) -> Iterator[tuple[list[tuple[str, int]], int]]:
-        """Links that a process holds, each with the start time of the process, and how many descriptors were read."""
+    def _held(self, pid: int, inodes: set[int]) -> Iterator[tuple[list[tuple[int, int]], int]]:
+        """Sockets that a process holds, each with the start time of the process, and how many descriptors were read."""
         if (directory := _open(pid)) is None:
             return
         try:
             for table in ("fd", *tables_of_threads(directory, pid)):
-                for found, count in held(directory, table, links):
+                for found, count in held(directory, table, inodes):
                     start_time = parse_stat(read_file("stat", directory)).start_time if found else 0
-                    yield [(link, start_time) for link in found], count
+                    yield [(inode, start_time) for inode in found], count
         except OSError:  # it died, and holds nothing any more
             return
         finally:
             os.close(directory)
 
-    def _correct(self, inode: int, keys: set[tuple[int, int]]) -> None:
+    def _correct(self, inode: int, keys: frozenset[tuple[int, int]]) -> None:
         """Let no guess outlive what a pass has found."""
         if len(keys) > 1:
             for key in keys:
@@ -295,7 +295,7 @@ class Processes:
         return now if now is not None and now.start_time == process.start_time else None
 
     def _refresh(self, ancestor: Process) -> Process:
-        if self.keys & MUTABLE:
+        if self.keys & MUTABLE or ("user" in self.keys and _user(ancestor.pid) not in (ancestor.uid, None)):
             return self._again(ancestor) or ancestor
         if ancestor.executable is None:
             return ancestor
@@ -303,6 +303,13 @@ class Processes:
         if read_link(f"/proc/{ancestor.pid}/exe") in (shown, None):
             return ancestor
         return self._again(ancestor) or ancestor
+
+
+def _user(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:  # gone
+        return None
 
 
 def _open(pid: int) -> int | None:
