@@ -90,14 +90,19 @@ class Stage:
         """Run an app on the host beside the block."""
         return start_app(self.lab.host, program)
 
-    async def where(self, **wanted: Any) -> set[str]:
-        """The sides on which such a frame was seen; arguments as for `Record.seen`."""
-        return await where(self.lab, **wanted)
+    async def where(self, *, direction: str = "", **wanted: Any) -> set[str]:
+        """The sides on which such a frame was seen; arguments as for `Record.seen`, and its direction."""
+        return await where(self.lab, direction=direction, **wanted)
 
     def clear(self) -> None:
         """Forget what was seen so far."""
         for observer in (self.lab.uplink, self.lab.tunnel):
             observer.clear()
+
+    async def mac(self) -> bytes:
+        """The Ethernet address of the host's uplink."""
+        shown = (await self.lab.host.run(["ip", "-json", "link", "show", "eth0"])).stdout
+        return bytes.fromhex(json.loads(shown)[0]["address"].replace(":", ""))
 
     async def counter(self, name: str) -> int:
         """One of tunsplit's counters; 0 if it has never counted."""
@@ -109,15 +114,18 @@ class Stage:
         return flow
 
 
-async def where(lab: Lab, **wanted: Any) -> set[str]:
+async def where(lab: Lab, *, direction: str = "", **wanted: Any) -> set[str]:
     """The sides on which such a frame was seen so far."""
     sides = set()
     for observer in (lab.uplink, lab.tunnel):
         await observer.settle()
         assert observer.dropped == 0
-        if observer.seen(**wanted):
+        if any(seen.direction == direction or not direction for seen in observer.seen(**wanted)):
             sides.add(observer.name)
     return sides
+
+
+REFUSED = "refused|unreachable|No route|Permission denied|not permitted"  # at once, whatever the protocol's word for it
 
 
 async def until(condition: Any, what: str) -> Any:
@@ -144,7 +152,7 @@ async def open_stage(
     config = lab.config(programs[:1] if excluded is None else excluded, **overrides)
     async with lab.tunsplit(config) as daemon:
         yield Stage(lab, daemon, *programs)
-    assert [] == complaints(daemon.log)
+    assert not complaints(daemon.log), "\n".join(complaints(daemon.log))
 
 
 def complaints(log: str) -> list[str]:
