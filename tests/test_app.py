@@ -1,0 +1,248 @@
+"""The daemon as a whole, entered inside a network namespace: what it makes, and that all of it goes."""
+
+import pwd
+from contextlib import contextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tests.hosts import FAR4, FAR6, FWMARK, TUNNEL, open_host, run
+from tunsplit import app
+from tunsplit.app import open_daemon
+from tunsplit.config.schema import App, Config, Control, Lan, Split, Tun, Tunnel
+from tunsplit.engine.policy import Mode, Verdict
+from tunsplit.errors import ConfigError, KernelError, TunsplitError
+from tunsplit.kernel import nft
+from tunsplit.kernel.instance import Instance
+from tunsplit.tasks.settings import policy_of, steering_of
+
+NAME = "ts-app"
+
+
+def a_config(path="/nonexistent", **others):
+    return Config(
+        tunnel=Tunnel(interface=TUNNEL, fwmark=FWMARK), tun=Tun(name=NAME), control=Control(socket=str(path)), **others
+    )
+
+
+# Configuration
+
+
+def test_each_app_is_a_rule_in_the_file_s_order():
+    policy = policy_of(a_config(apps=(App(path="/bin/sh"), App(path="/opt/**", inherit=False))))
+
+    assert [(1, "/bin/sh", True), (2, "/opt/**", False)] == [
+        (rule.number, rule.label, rule.inherit) for rule in policy.rules
+    ]
+
+
+def test_split_says_how_to_judge():
+    policy = policy_of(a_config(split=Split(mode="include", enabled=False, unattributed="tunnel", ambiguous="uplink")))
+
+    assert (Mode.INCLUDE, False, Verdict.TUNNEL, Verdict.UPLINK) == (
+        policy.mode, policy.enabled, policy.unattributed, policy.ambiguous,
+    )  # fmt: skip
+
+
+def test_steering_takes_what_concerns_it():
+    settings = steering_of(a_config(lan=Lan(allow=True, discovery=True)))
+
+    assert (TUNNEL, "auto", FWMARK, 0, True, True, True) == (
+        settings.tunnel, settings.uplink, settings.fwmark, settings.transport_uid,
+        settings.lan_allow, settings.lan_discovery, settings.firewall,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("user", [0, "nobody"])
+def test_the_transport_s_user_may_be_a_name_or_a_number(user):
+    config = Config(tunnel=Tunnel(interface=TUNNEL, fwmark=FWMARK, transport_user=user))
+
+    wanted = user if isinstance(user, int) else pwd.getpwnam(user).pw_uid
+    assert wanted == steering_of(config).transport_uid
+
+
+def test_a_user_that_is_not_there_is_named():
+    config = Config(tunnel=Tunnel(interface=TUNNEL, fwmark=FWMARK, transport_user="ts-nobody"))
+    with pytest.raises(ConfigError, match="ts-nobody"):
+        steering_of(config)
+
+
+# The daemon
+
+
+@pytest.fixture
+def host():
+    with open_host() as made:
+        yield made
+
+
+@pytest.fixture
+def config(tmp_path):
+    return a_config(tmp_path / "control.sock")
+
+
+@contextmanager
+def nothing_left(host):
+    """The host is afterwards as it was before, to the byte."""
+    before = host.state()
+    yield
+    assert before == host.state()
+    assert not Instance.is_running()
+
+
+@pytest.mark.netns
+async def test_what_it_makes_goes_when_it_is_left(host, config):
+    with nothing_left(host):
+        async with open_daemon(config) as report:
+            assert "active" == report.status()["state"]
+            assert Instance.is_running()
+            assert NAME == host.way(FAR4)
+            assert NAME == host.way(FAR6)
+
+
+@pytest.mark.netns
+async def test_a_second_one_is_refused(host, config):
+    with nothing_left(host):
+        async with open_daemon(config):
+            with pytest.raises(TunsplitError, match="another tunsplit is at work"):
+                async with open_daemon(config):
+                    pass
+
+
+@pytest.mark.netns
+async def test_what_goes_wrong_inside_comes_out_as_it_is(host, config):
+    with nothing_left(host), pytest.raises(ZeroDivisionError):
+        async with open_daemon(config):
+            raise ZeroDivisionError
+
+
+async def fail_twice(config):
+    async def fail():
+        raise ZeroDivisionError
+
+    async with open_daemon(config), trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        raise KeyError
+
+
+@pytest.mark.netns
+async def test_several_errors_come_out_together(host, config):
+    with nothing_left(host):
+        with pytest.raises(BaseExceptionGroup) as failure:
+            await fail_twice(config)
+        assert failure.group_contains(ZeroDivisionError)
+
+
+STEPS = (
+    "Instance", "Rtnetlink", "RtnetlinkEvents", "LivePorts", "SockDiag", "Conntrack", "Processes", "Nat",
+    "PortChoice", "Tun", "Network", "SlowPath", "SocketSource", "Admit", "Report",
+)  # fmt: skip
+
+
+def refuse(*_, **__):
+    raise KernelError("no more")
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_step_that_fails_leaves_nothing(host, config, monkeypatch, step):
+    failing = type("Failing", (), {"acquire": refuse}) if step == "Instance" else refuse
+    monkeypatch.setattr(app, step, failing)
+    with nothing_left(host), pytest.raises(KernelError, match="no more"):
+        async with open_daemon(config):
+            pass
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(
+    "place",
+    [
+        "tunsplit.kernel.nft.apply",
+        "tunsplit.kernel.hostconfig.HostConfig._apply_tun",
+        "tunsplit.kernel.hostconfig.HostConfig._apply_routes",
+        "tunsplit.kernel.hostconfig.HostConfig._apply_rules",
+        "tunsplit.kernel.rtnetlink.Rtnetlink.neighbours",
+        "tunsplit.tasks.control.open_listener",
+    ],
+)
+async def test_nor_does_one_in_the_middle_of_steering(host, config, monkeypatch, place):
+    with nothing_left(host), monkeypatch.context() as patch:
+        patch.setattr(place, refuse)
+        if place.endswith("neighbours"):  # which taking away asks for too
+            patch.setattr(place, first_then(refuse, lambda *_: []))
+        with pytest.raises(KernelError, match="no more"):
+            async with open_daemon(config):
+                pass
+
+
+def first_then(first, then):
+    calls = []
+
+    def either(*arguments):
+        calls.append(arguments)
+        return first() if len(calls) == 1 else then(*arguments)
+
+    return either
+
+
+@pytest.mark.netns
+async def test_a_taken_name_leaves_nothing_either(host, config):
+    host.ip(f"link add {NAME} type bridge")
+    with nothing_left(host), pytest.raises(KernelError, match=f"an interface called {NAME} exists already"):
+        async with open_daemon(config):
+            pass
+
+
+@pytest.mark.netns
+async def test_a_flushed_ruleset_is_put_back_by_itself(host, config):
+    with nothing_left(host):
+        async with open_daemon(config):
+            nft.run("flush", "ruleset")
+            with trio.fail_after(5):
+                while not nft.listing():  # noqa: ASYNC110 -- nft sets no trio.Event
+                    await trio.sleep(0.02)
+
+
+@pytest.mark.netns
+async def test_a_removed_tun_blocks_and_ends_nothing(host, config, caplog):
+    async with open_daemon(config) as report:
+        run("ip", "link", "delete", NAME)
+        with trio.fail_after(5):
+            while report.status()["state"] != "blocked":  # noqa: ASYNC110 -- nor does rtnetlink
+                await trio.sleep(0.02)
+        assert "closed" == host.way(FAR4)
+    assert any("the tun is gone" in record.message for record in caplog.records)
+
+
+@pytest.mark.netns
+async def test_sides_that_come_and_go_leave_nothing_behind(host, config, monkeypatch):
+    seen = []
+
+    async def expire(_, __, fragments, ___):
+        seen.append(fragments)
+
+    monkeypatch.setattr("tunsplit.tasks.expiry.expire", expire)
+    async with open_daemon(config) as report:
+        for _ in range(3):
+            host.ip(f"link set {TUNNEL} down")
+            await settled(report, up=False)
+            host.ip(f"link set {TUNNEL} up")
+            await settled(report, up=True)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+
+        assert 3 == len(seen[0])  # outbound, uplink, tunnel
+
+
+async def settled(report, *, up):
+    with trio.fail_after(5):
+        while report.status()["tunnel"]["up"] is not up:  # noqa: ASYNC110 -- nor does rtnetlink
+            await trio.sleep(0.01)
+
+
+@pytest.mark.netns
+async def test_it_answers_on_its_socket(host, config):
+    with nothing_left(host):
+        async with open_daemon(config), await trio.open_unix_socket(config.control.socket) as stream:
+            await stream.send_all(b'{"verb": "status"}\n')
+            assert b'"state":"active"' in await stream.receive_some()
