@@ -6,7 +6,7 @@ import grp
 import platform
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -89,9 +89,9 @@ VERBS: dict[str, control.Verb] = {
 
 
 @contextlib.asynccontextmanager
-async def serving(path: str, group: str = ABSENT):
+async def serving(path: str, group: str = ABSENT, verbs: Mapping[str, control.Verb] = VERBS):
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(control.serve, Control(socket=path, group=group), VERBS))
+        await nursery.start(partial(control.serve, Control(socket=path, group=group), verbs))
         yield
         nursery.cancel_scope.cancel()
 

@@ -15,7 +15,7 @@ import pytest
 from tests.control_server import GROUP, NOBODY
 from tests.fakes.switching import FakeSwitching
 from tests.switching_server import serving
-from tunsplit.cli.execute import NotExecutable, NotFound, find
+from tunsplit.cli.execute import NotExecutable, NotFound, find, original_environment
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -50,7 +50,8 @@ def path(directory, switching) -> Iterator[str]:
 
 
 def environment(path: str, **more: str) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "TUNSPLIT_SOCKET": path, **more}
+    measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "TUNSPLIT_SOCKET": path, **measured, **more}
 
 
 def tunsplit(path: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -109,6 +110,14 @@ def tunsplit_env(path: str, more: dict[str, str]) -> str:
         check=True,
     )
     return result.stdout.decode(errors="surrogateescape")
+
+
+def test_where_it_cannot_be_read_the_environment_is_pythons(monkeypatch):
+    def closed(_: Path) -> bytes:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    assert dict(os.environb) == original_environment()
 
 
 def test_arguments_of_any_bytes_arrive(path):
@@ -200,7 +209,7 @@ def test_standard_input_stays_though_it_is_an_internet_socket(path):
             served.shutdown(socket.SHUT_WR)
             subprocess.run(
                 [sys.executable, "-m", "tunsplit", "exec", "cat"],
-                env=environment(path), stdin=client, stdout=client, check=True,
+                env=environment(path), stdin=client.fileno(), stdout=client.fileno(), check=True,
             )  # fmt: skip
             assert b"hello" == served.recv(100)
 

@@ -74,6 +74,24 @@ def test_the_default_socket_is_the_configurations():
     assert Control().socket == DEFAULT_SOCKET
 
 
+def test_a_daemon_at_work_is_asked_whatever_else_has_been_written_since(invoke, tmp_path):
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(f"[tunnel]\nnonsense = 1\n[control]\nsocket = '{tmp_path}/c.sock'\n")
+    result = CliRunner().invoke(main, ["on", "-c", str(wrong)], env={"TUNSPLIT_SOCKET": None})
+
+    assert (0, "splitting is on\n") == (result.exit_code, result.stdout)
+
+
+@pytest.mark.parametrize("text", ["[control", "control = 1", "[control]\nsocket = 'c.sock'", "a = " + "[" * 5000])
+def test_a_configuration_that_names_no_socket_is_said_to_be_wrong(text, tmp_path):
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(text)
+    result = CliRunner().invoke(main, ["on", "-c", str(wrong)], env={"TUNSPLIT_SOCKET": None})
+
+    assert 2 == result.exit_code
+    assert result.stderr.startswith(f"tunsplit: {wrong}: ")
+
+
 def test_the_list_as_json_is_a_list(invoke, switching):
     result = invoke("app", "list", "--json")
 

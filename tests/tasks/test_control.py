@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from tests.control_server import NOBODY, VERBS, ask, read_line, say, serving
-from tunsplit.errors import KernelError, TunsplitError
+from tunsplit.errors import KernelError, PermissionMissing, TunsplitError
 from tunsplit.tasks import control
 
 
@@ -147,3 +147,22 @@ async def test_a_hundred_clients_at_once_are_all_answered(path):
             nursery.start_soon(one)
 
     assert [{"result": [0, NOBODY, None]}] * 100 == answers
+
+
+async def test_names_of_files_that_are_no_utf8_are_spelled_out(path):
+    names = [{"app": {"exe": "/tmp/\udcff", "user": 1}, "\udc80": ("ä", None)}]
+    async with serving(path, verbs={"one": lambda _: names, "many": lambda _: iter(names)}):
+        spelled = [{"app": {"exe": "/tmp/\\xff", "user": 1}, "\\x80": ["ä", None]}]
+        assert spelled == await ask(path, "one")
+        assert spelled == await ask(path, "many")
+
+
+async def test_the_process_that_asks_is_proved(path):
+    async with serving(path, verbs={"prove": lambda request: request.prove().pid}):
+        assert os.getpid() == await ask(path, "prove")
+
+
+def test_where_nobody_is_connected_nobody_is_proved():
+    request = control.parse_untrusted(b'{"verb": "exec"}', control.Credentials(1, 0, 0))
+    with pytest.raises(PermissionMissing, match="nobody asks"):
+        request.prove()
