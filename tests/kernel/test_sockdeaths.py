@@ -128,6 +128,13 @@ def test_any_bytes_tell_of_a_death_or_of_none(message):
     assert death is None or len(death[1]) == 8
 
 
+@pytest.mark.parametrize("kind", [2, 20])
+def test_what_is_no_death_or_has_no_protocol_is_none(kind):
+    message = bytearray(100)
+    message[4:6] = kind.to_bytes(2, sys.byteorder)
+    assert parse_death(message, len(message)) is None
+
+
 @given(st.binary(min_size=84, max_size=84), st.lists(st.binary(max_size=9), max_size=4), st.integers(0, 255))
 def test_the_protocol_is_found_after_any_attributes(body, others, protocol):
     """The header's kind is set; attribute 2 is INET_DIAG_INFO, 10 INET_DIAG_PROTOCOL."""

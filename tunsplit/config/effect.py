@@ -10,7 +10,7 @@ WORKING = {
     "tunnel": {"interface", "fwmark", "endpoint", "transport_user"},
     "uplink": {"interface"},
     "split": {"enabled", "mode", "unattributed", "ambiguous", "hold", "protocols"},
-    "app": {"path", "name", "user", "inherit"},
+    "app": {"path", "name", "cmdline", "user", "cgroup", "inherit"},
     "dns": set[str](),
     "lan": {"allow", "routes", "discovery"},
     "firewall": {"enabled"},
@@ -21,8 +21,6 @@ WORKING = {
 ALREADY_SO = {("split", "forwarded"): "block"}
 # What follows where that is not plain, above all for who would rely on it.
 MEANWHILE = {
-    "app cmdline": "a rule with it never matches",
-    "app cgroup": "a rule with it never matches",
     "tunnel dns": "questions are split like any other flow",
     "tunnel client": "its processes are judged like any other",
     "firewall on_stop": 'SIGTERM opens the way, as with "open"',
