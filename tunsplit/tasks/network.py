@@ -19,7 +19,7 @@ from tunsplit.engine.nat import Nat, Way, destination_of, source_of
 from tunsplit.engine.sides import SideFacts, Sides, choose_tun_addresses, find_sides
 from tunsplit.engine.steering import SteeringSettings, plan
 from tunsplit.errors import KernelError, TunsplitError
-from tunsplit.host import IPAddress, IPInterface, Link, Snapshot, TunFacts
+from tunsplit.host import HostPlan, IPAddress, IPInterface, Link, Snapshot, TunFacts
 from tunsplit.kernel.hostconfig import HostConfig
 from tunsplit.kernel.packet import PacketSocket
 from tunsplit.kernel.rtnetlink import Change, Event, Rtnetlink, RtnetlinkEvents
@@ -136,19 +136,12 @@ class Network:
         before = self.snapshot
         standing = self._complete and self.failure is None
         try:
-            self.snapshot = self._rtnetlink.snapshot()
-            if not self._tun_addresses:
-                self._tun_addresses = choose_tun_addresses(self.snapshot, tun=self._tun)
-            link = self.snapshot.link(self._tun)
-            if link is None:
-                raise KernelError(f"{self._tun} is gone")
-            self.sides = find_sides(
-                self.snapshot, tunnel=self._settings.tunnel, uplink=self._settings.uplink, tun=self._tun
-            )
-            wanted = plan(self._settings, self.snapshot, self.sides, TunFacts(link, self._tun_addresses))
-            if self._tun_mtu is not None:
-                wanted = replace(wanted, tun_mtu=self._tun_mtu)
-            changed = self._host_config.apply(wanted)
+            try:
+                wanted, changed = self._bring_in_line()
+            except KernelError as error:
+                # The picture may be out of date already: a device that goes down takes its routes with it.
+                logger.info("steering is applied once more", extra={"error": str(error)})
+                wanted, changed = self._bring_in_line()[0], True
             if standing and not changed and self.snapshot == before:
                 return
             self._update_devices(wanted.tun_mtu)
@@ -160,6 +153,22 @@ class Network:
             self._look_again()
             raise
         self._look_again()
+
+    def _bring_in_line(self) -> tuple[HostPlan, bool]:
+        """Take a picture and apply what it calls for; give the plan, and whether anything had to be changed."""
+        self.snapshot = self._rtnetlink.snapshot()
+        if not self._tun_addresses:
+            self._tun_addresses = choose_tun_addresses(self.snapshot, tun=self._tun)
+        link = self.snapshot.link(self._tun)
+        if link is None:
+            raise KernelError(f"{self._tun} is gone")
+        self.sides = find_sides(
+            self.snapshot, tunnel=self._settings.tunnel, uplink=self._settings.uplink, tun=self._tun
+        )
+        wanted = plan(self._settings, self.snapshot, self.sides, TunFacts(link, self._tun_addresses))
+        if self._tun_mtu is not None:
+            wanted = replace(wanted, tun_mtu=self._tun_mtu)
+        return wanted, self._host_config.apply(wanted)
 
     def _look_again(self) -> None:
         self._ways.clear()
