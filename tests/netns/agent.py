@@ -103,7 +103,7 @@ def run() -> None:
                 code = compile(told["code"], "<told>", "eval")
             except SyntaxError:
                 exec(compile(told["code"], "<told>", "exec"), names)
-                answer = {"value": "None"}
+                answer: dict[str, object] = {"value": "None"}
             else:
                 value = eval(code, names)
                 answer = {"value": repr(value if isinstance(value, BUILTIN) else None)}

@@ -3,7 +3,6 @@
 import ast
 import itertools
 import json
-import os
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -72,8 +71,7 @@ class App:
 @asynccontextmanager
 async def start_app(namespace: Namespace, program: Path) -> AsyncIterator[App]:
     """Run an app in a namespace beside the block."""
-    command: list[str | os.PathLike[str]] = [program, "-I", "-S", "-u", AGENT]
-    async with namespace.start(command, stdin=subprocess.PIPE) as running:
+    async with namespace.start([program, "-I", "-S", "-u", AGENT], stdin=subprocess.PIPE) as running:
         yield App(running)
 
 

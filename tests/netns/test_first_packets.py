@@ -13,6 +13,13 @@ import socket, sys
 socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM).sendto(
     sys.argv[2].encode(), (sys.argv[1], 7))
 """
+# The same, with an answer to wait for.
+ASK = """
+import socket, sys
+own = socket.create_connection((sys.argv[1], 7))
+own.sendall(sys.argv[2].encode())
+own.recv(100)
+"""
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -45,10 +52,11 @@ async def test_new_processes_that_send_and_end_at_once_are_never_on_the_wrong_si
 async def test_every_new_process_that_waits_for_its_answer_gets_it(stage, version):
     """L7: the same with processes that live long enough to be found: nothing is refused or lost."""
     script = stage.lab.directory / "all-at-once"
-    client = "import socket,sys; o=socket.create_connection((sys.argv[1],7)); o.sendall(sys.argv[2].encode()); o.recv(99)"
+    client = stage.lab.directory / "ask.py"
+    client.write_text(ASK)
     script.write_text(
         "".join(
-            f"{program} -I -S -c '{client}' {SERVER[version]} 'i am {program.name} {number:02}' &\n"
+            f"{program} -I -S {client} {SERVER[version]} 'i am {program.name} {number:02}' &\n"
             for number in range(MANY)
             for program in (stage.excluded, stage.included)
         )

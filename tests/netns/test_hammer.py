@@ -48,8 +48,10 @@ async def test_both_sides_hammered_at_once(lab):
 
     async with open_stage(lab, [excluded]) as stage:
         async with (
-            lab.iperf_server(port=PORTS["uplink"]), lab.iperf_server(port=PORTS["tunnel"]), trio.open_nursery() as nursery
-        ):  # fmt: skip
+            lab.iperf_server(port=PORTS["uplink"]),
+            lab.iperf_server(port=PORTS["tunnel"]),
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(hammer, "uplink", excluded, 6)
             nursery.start_soon(hammer, "tunnel", "iperf3", 4)
         counters = (await stage.daemon.status())["counters"]

@@ -257,7 +257,7 @@ async def test_a_flow_older_than_tunsplit_never_mixes_sides(lab):
             lab.uplink.clear()
             await one("own.sendall(b'i go on')")
             assert b"i go on" == await one("read_exactly(own, 7)")
-            with pytest.raises(OSError, match="reset|refused|abort|unreachable|Broken|No route"):
+            with pytest.raises(OSError, match=r"reset|refused|abort|unreachable|Broken pipe|No route"):
                 await other("own.sendall(b'i do not'); own.recv(100); own.sendall(b'i do not'); own.recv(100)")
             assert {"uplink"} == await where(lab, payload=b"i go on")
             assert set() == await where(lab, payload=b"i do not")

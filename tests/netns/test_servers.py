@@ -119,6 +119,7 @@ async def test_a_port_scan_costs_no_attribution(stage, client, version):
         "    own.connect_ex((host, port)); own.close()",
         host=str(HOST[version]),
     )
+
     async def all_are_dropped():
         return await stage.counter("reset_of_no_flow") >= 50
 

@@ -97,8 +97,8 @@ async def test_a_child_of_another_program_names_its_ancestor(stage, excluded):
         "child = subprocess.Popen([included, '-I', '-S', '-c', told], stdout=subprocess.PIPE, stdin=subprocess.PIPE);"
         "child.stdout.readline()",
         included=str(stage.included),
-        told="import socket, sys\nown = socket.create_connection(('198.51.100.1', 7))\nprint(own.recv(100), flush=True)\n"
-        "sys.stdin.read()",
+        told="import socket, sys; own = socket.create_connection(('198.51.100.1', 7))\n"
+        "print(own.recv(100), flush=True); sys.stdin.read()",
     )
     (flow,) = await stage.daemon.flows()
     await excluded("child.communicate()")
@@ -110,13 +110,16 @@ async def test_a_child_of_another_program_names_its_ancestor(stage, excluded):
 
 async def test_in_mode_include_the_listed_app_is_in_the_tunnel_and_all_others_are_not(lab):
     """SPEC.md, "Splitting rules"."""
-    async with open_stage(lab, split={"mode": "include"}) as stage:
-        async with stage.app(stage.excluded) as listed, stage.app(stage.included) as other:
-            assert str(RELAY[4]) == await listed("ask('tcp', SERVER4)")
-            assert {"tunnel"} == await stage.where(address=SERVER[4])
-            stage.clear()
-            assert str(HOST[4]) == await other("ask('tcp', SERVER4)")
-            assert {"uplink"} == await stage.where(address=SERVER[4])
+    async with (
+        open_stage(lab, split={"mode": "include"}) as stage,
+        stage.app(stage.excluded) as listed,
+        stage.app(stage.included) as other,
+    ):
+        assert str(RELAY[4]) == await listed("ask('tcp', SERVER4)")
+        assert {"tunnel"} == await stage.where(address=SERVER[4])
+        stage.clear()
+        assert str(HOST[4]) == await other("ask('tcp', SERVER4)")
+        assert {"uplink"} == await stage.where(address=SERVER[4])
 
 
 async def test_switched_off_splitting_sends_every_app_into_the_tunnel(lab):
@@ -135,9 +138,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as own:
 """
 
 
-@pytest.mark.parametrize(
-    ("unattributed", "sides"), [("block", set()), ("tunnel", {"tunnel"}), ("uplink", {"uplink"})]
-)
+@pytest.mark.parametrize(("unattributed", "sides"), [("block", set()), ("tunnel", {"tunnel"}), ("uplink", {"uplink"})])
 async def test_what_has_no_owner_gets_the_configured_verdict_and_is_visible(lab, unattributed, sides):
     """L13."""
     async with open_stage(lab, split={"unattributed": unattributed}) as stage, stage.app(stage.excluded) as app:
