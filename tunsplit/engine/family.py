@@ -10,6 +10,7 @@ Invariants: `children` counts the nodes whose `parent` this is. A dead node that
 off itself; one without is resting, or gone. No line has a loop.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from tunsplit.engine.reasons import Birth, Image, Node, line_of, process_of, traits_of
@@ -25,8 +26,8 @@ class Family:
 
     def __init__(self, forget: Callable[[Node], None]) -> None:
         self._forget = forget
-        self._resting: dict[Node, None] = {}
-        self._ancestors: dict[Node, None] = {}
+        self._resting: OrderedDict[Node, None] = OrderedDict()
+        self._ancestors: OrderedDict[Node, None] = OrderedDict()
         self.cut = 0  # lines that were cut off for room
 
     def __len__(self) -> int:
@@ -47,13 +48,13 @@ class Family:
         self._attach(node, above, above.image)
         return True
 
-    def adopt(self, node: Node, above: Node) -> bool:
-        """Give a node that is known already its parent; False if it cannot be."""
+    def adopt(self, node: Node, above: Node, born_as: Image) -> bool:
+        """Give a node that is known already its parent, and what that ran at the birth; False if it cannot be."""
         if above.start_time is not None and above.start_time > node.born:
             return False
         if above is node or node in line_of(above):
             return False
-        self._attach(node, above, above.image)
+        self._attach(node, above, born_as)
         return True
 
     def bury(self, node: Node) -> bool:

@@ -14,9 +14,10 @@ in a line the nearest counts.
 Birth. SEEN: the event told the parent. PICTURED: found by the very first look at all processes, where the parent
 that /proc shows is believed: what was before us, nobody promised to know. MISSED: born unseen later (events were
 lost, the state that was loaded does not know it, its line is too long), or not the child that the event made it. What
-/proc shows of a missed one's parent is a true ancestor, since an orphan is given to one, but not all of them.
-So what is inherited from there holds (unless somebody has a mark, which a missing ancestor might override), and where
-nothing is found there, the answer is "unknown", never "not listed". The same goes for images that nobody has read.
+/proc shows of a missed one's parent is a true ancestor, since an orphan is given to one, but not all of them, and what
+it ran at the birth is unknown. What is inherited from what it runs now holds (unless somebody has a mark, which a
+missing ancestor might override), and where nothing is found there, the answer is "unknown", never "not listed". The
+same goes for images that nobody has read.
 
 CLONE_PARENT makes event and /proc both name the caller's parent. What can be told: before its first exec a child
 has the program of its parent; one that has another is the child of somebody else. A child that was not looked
@@ -35,7 +36,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tunsplit.engine.family import Family
-from tunsplit.engine.policy import Rule
 from tunsplit.engine.reasons import (
     Birth,
     Image,
@@ -50,6 +50,7 @@ from tunsplit.engine.reasons import (
     standing_of,
     traits_of,
 )
+from tunsplit.engine.rules import Rule
 from tunsplit.process import Process
 
 
@@ -73,7 +74,7 @@ class ProcessTree:
         self._marked: set[Node] = set()
         self._was_marked = False  # anybody, ever: who is missing in a line may have been
         self._unread: dict[Node, None] = {}
-        self._told: dict[Node, Standing] = {}
+        self._told: dict[Node, tuple[Standing, int]] = {}  # with the start time
         self._suspects: set[Node] = set()  # of `_told`: may have changed
         self._all_suspect = False
         self._missed = 0
@@ -106,7 +107,8 @@ class ProcessTree:
             if old.start_time is not None and old.start_time > at:
                 return  # of one who had the pid before
             if old.alive and old.birth is not Birth.SEEN:
-                if above is not None and self._family.adopt(old, above):  # it had been born when we looked
+                # It had been born when we looked; what its parent ran then may have been another program since.
+                if old.birth is Birth.PICTURED and above is not None and self._family.adopt(old, above, above.image):
                     old.birth = Birth.SEEN
                     self._suspect(old)
                 return
@@ -161,10 +163,8 @@ class ProcessTree:
         """Put a node in its place, below one who runs or ran `born_as` at its birth; False if it contradicts others."""
         if node.alive and node.pid in self._nodes and self._nodes[node.pid].alive:
             return False
-        if above is not None:
-            if not self._family.adopt(node, above):
-                return False
-            node.parent_image = born_as
+        if above is not None and not self._family.adopt(node, above, born_as):
+            return False
         if node.alive or node.pid not in self._nodes:
             self._nodes[node.pid] = node
         if not node.alive:
@@ -191,10 +191,10 @@ class ProcessTree:
         node = self._nodes.get(pid)
         return node.image if node is not None else None
 
-    def look(self, process: Process, image: Image) -> bool:
+    def look(self, process: Process, image: Image | None) -> bool:
         """Take in a process as read while it ran `image`; False if it is a stranger or runs another by now."""
         node = self._find(process.pid, process.start_time)
-        if node is None or node.image is not image:
+        if node is None or image is None or node.image is not image:
             return False
         parent = node.parent
         if node.birth is Birth.SEEN and parent is not None and parent.alive and process.parent != parent.pid:
@@ -256,7 +256,7 @@ class ProcessTree:
         if node is None:
             return None
         reasons = self._reasons(node)
-        self._told[node] = standing_of(reasons)
+        self._told[node] = standing_of(reasons), start_time
         return reasons
 
     def lineage(self, pid: int, start_time: int) -> list[Process]:
@@ -278,11 +278,11 @@ class ProcessTree:
         self._suspects.clear()
         changed = set()
         for node in suspects:
+            before, start_time = self._told[node]
             standing = standing_of(self._reasons(node))
-            if standing is not self._told[node]:
-                self._told[node] = standing
-                if node.start_time is not None:
-                    changed.add((node.pid, node.start_time))
+            if standing is not before:
+                self._told[node] = standing, start_time
+                changed.add((node.pid, start_time))
         return changed
 
     def listed(self) -> list[Listed]:
@@ -363,6 +363,8 @@ class ProcessTree:
             new.append((node, process.parent))
         for node, parent in new:
             above = self._nodes.get(parent)
-            if above is None or not above.alive or not self._family.adopt(node, above):
+            # What a parent ran when a missed one was born, nobody knows.
+            born_as = Image() if above is None or birth is Birth.MISSED else above.image
+            if above is None or not above.alive or not self._family.adopt(node, above, born_as):
                 node.birth = Birth.MISSED if parent else birth  # its parent died while we looked
             self._missed += node.birth is Birth.MISSED

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from tunsplit.engine.policy import Rule
 from tunsplit.engine.processes import ProcessTree
 from tunsplit.engine.reasons import Birth, Image, Mark, Node, process_of
+from tunsplit.engine.rules import Rule
 from tunsplit.process import Process
 
 

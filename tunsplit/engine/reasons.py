@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from tunsplit.engine.policy import Rule
+from tunsplit.engine.rules import Rule
 from tunsplit.process import Executable, Process
 
 WHO = Process._fields.index("uid")  # the fields before it: who it is; from it on: what a rule may look at
