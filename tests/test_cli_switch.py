@@ -348,19 +348,31 @@ def test_a_question_reaches_the_daemon(arguments, question, invoke, switching, t
 
 
 def test_the_chain_of_judgement_is_shown_step_by_step(invoke, switching):
+    app, parent = {"pid": 4711, "exe": "/x\x1b", "user": 1000}, {"pid": 2, "exe": "", "user": 0}
     switching.answer = {
-        "verdict": "uplink",
-        "app": {"pid": 4711, "exe": "/x\x1b", "user": 0},
-        "steps": ["rule 1: /x", "parent 1"],
+        "app": app,
+        "enabled": True,
+        "holders": [{**app, "parents": [parent, parent], "reasons": ["rule 1: /x"]}, {"pid": 7, "birth": "seen"}],
+        "way": {"side": "uplink"},
         "nothing": None,
         "empty": [],
     }
 
     assert [
-        "verdict uplink",
-        "app     pid=4711 exe=/x\\u001b user=0",
-        "steps   rule 1: /x",
-        "        parent 1",
+        "app     /x\\u001b, process 4711 of user 1000",
+        "enabled yes",
+        "holders",
+        "  pid     4711",
+        "  exe     /x\\u001b",
+        "  user    1000",
+        "  parents unknown, process 2 of user 0",
+        "          unknown, process 2 of user 0",
+        "  reasons rule 1: /x",
+        "holders",
+        "  pid   7",
+        "  birth seen",
+        "way",
+        "  side uplink",
         "nothing -",
         "empty   -",
     ] == invoke("explain", "--pid", "4711").stdout.splitlines()

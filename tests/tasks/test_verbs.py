@@ -223,6 +223,16 @@ def test_members_have_their_own_explained(question, user, allowed, switching, as
             ask("explain", MEMBER, **question)
 
 
+@pytest.mark.parametrize(("other", "allowed"), [(NOBODY, True), (0, False)])
+def test_members_do_not_learn_who_else_holds_their_socket(other, allowed, switching, ask):
+    switching.answer = {"app": {"user": NOBODY}, "holders": [{"user": NOBODY}, {"user": other}]}
+    if allowed:
+        assert switching.answer == ask("explain", MEMBER, **FLOW)
+    else:
+        with pytest.raises(PermissionMissing, match="only root may ask about others"):
+            ask("explain", MEMBER, **FLOW)
+
+
 def test_what_the_rules_say_of_a_program_is_no_secret(switching, ask):
     assert switching.answer == ask("explain", MEMBER, exe="/usr/bin/curl")
 

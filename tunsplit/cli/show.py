@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WATCH_S = 1.0  # between two pictures of `flows --watch`
+APP = {"pid", "exe", "user"}  # what flows and explanations say of an app
 PIPE_WIDTH = 200  # columns where there is no terminal to ask: one line a flow
 
 
@@ -182,17 +183,31 @@ def explain(
         click.echo("\n".join(explained(answer)))
 
 
-def explained(answer: dict[str, Any]) -> list[str]:
-    """Return a line for each thing said, and one for each step of a chain."""
+def explained(answer: dict[str, Any], indent: str = "") -> list[str]:
+    """Return a line for each thing said, one for each step of a chain, and more deeply what is said about each."""
     from tunsplit.config.values import printable
 
     width = max(map(len, answer), default=0)
     lines = []
     for name, value in answer.items():
-        if isinstance(value, dict):
-            value = joined(f"{key}={item}" for key, item in value.items())
-        steps = value if isinstance(value, list) else [value]
-        steps = steps if steps not in ([], [None]) else ["-"]
-        headings = [name, *[""] * len(steps)]
-        lines += [f"{head:{width}} {printable(str(step))}" for head, step in zip(headings, steps, strict=False)]
+        head = name
+        for item in value if isinstance(value, list) and value else [value]:
+            if isinstance(item, dict) and not item.keys() <= APP:
+                lines += [f"{indent}{name}", *explained(item, indent + "  ")]
+            else:
+                lines.append(f"{indent}{head:{width}} {printable(in_words(item))}")
+                head = ""
     return lines
+
+
+def in_words(item: object) -> str:
+    """Return an app, a list without items, nothing or a plain value as people read it."""
+    match item:
+        case {"pid": pid, "exe": exe, "user": user}:
+            return f"{exe or 'unknown'}, process {pid} of user {user}"
+        case bool():
+            return "yes" if item else "no"
+        case None | [] | {}:
+            return "-"
+        case _:
+            return str(item)

@@ -107,7 +107,11 @@ class Switching(Protocol):
     def explain(
         self, *, pid: int | None, exe: str | None, protocol: str | None, source: str | None, destination: str | None
     ) -> Json:
-        """Judge without a packet. `app`: the process in question as flows have it ({"pid", "exe", "user"}), or None."""
+        """Judge without a packet.
+
+        `app` is the process in question as flows have it ({"pid", "exe", "user"}) or None; `holders`, if there, are all
+        whose socket it is, in the same way.
+        """
         ...
 
 
@@ -233,7 +237,7 @@ class Verbs:
             destination=texts["destination"],
         )
         # Asked about a program, it says what the rules would do: nothing about anybody's process.
-        if texts["exe"] is None and not _may_see(request, answer.get("app")):
+        if texts["exe"] is None and not all(_may_see(request, one) for one in (answer.get("app"), *_holders(answer))):
             raise PermissionMissing("explain: only root may ask about others' processes and flows")
         return answer
 
@@ -273,6 +277,11 @@ def pid_argument(request: Request) -> int:
     if pid not in PIDS:
         raise TunsplitError(f"{request.verb}: pid: found {pid!r:.60}, expected a number from 1 to {PIDS[-1]}")
     return pid
+
+
+def _holders(answer: Json) -> list[object]:
+    holders = answer.get("holders")
+    return holders if isinstance(holders, list) else []
 
 
 def _may_see(request: Request, app: object) -> bool:
