@@ -1,12 +1,12 @@
 """Sources are asked in order, until one answers."""
 
-from tunsplit.engine.attribution import Attribution, Certainty, Lineage, Owner, search_all
+from tunsplit.engine.attribution import Attribution, Certainty, Owner, search_all
 from tunsplit.process import Process
 
 UDP = 17
 KEY = bytes(12)
 
-somebody = Owner((Lineage(Process(100, 1, 1, 0, None)), Lineage(Process(200, 1, 1, 0, None))), Certainty.SHARED)
+somebody = Owner((Process(100, 1, 1, 0, None), Process(200, 1, 1, 0, None)), Certainty.SHARED)
 answer = Attribution("socket", somebody, b"cookie")
 
 

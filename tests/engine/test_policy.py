@@ -1,10 +1,14 @@
 """Which side an app belongs on."""
 
+from typing import NamedTuple
+
 import pytest
 
-from tunsplit.engine.attribution import Certainty, Lineage, Owner
+from tunsplit.engine.attribution import Certainty, Owner
 from tunsplit.engine.matchers import CgroupRule, CmdlineRule, NameRule, PathRule, UserRule
-from tunsplit.engine.policy import Judgement, Mode, Policy, Rule, Verdict
+from tunsplit.engine.policy import Judgement, Mode, Policy, Verdict
+from tunsplit.engine.processes import ProcessTree
+from tunsplit.engine.rules import Rule, keys_of
 from tunsplit.process import Executable, FileIdentity, Process
 
 ROOT, USER = 0, 1000
@@ -36,9 +40,31 @@ foreign_init = Process(1, 1, 0, ROOT, None, is_own_user_namespace=False)
 firefox_rule = Rule(1, "/usr/bin/firefox", (PathRule("/usr/bin/firefox", "/usr/bin/firefox", FIREFOX),))
 
 
+class Held(NamedTuple):
+    """Who holds the socket, and everybody whom the process tree knows."""
+
+    owner: Owner
+    everybody: tuple[Process, ...]
+
+
 def owner(*lines, certainty=Certainty.EXACT):
     """Who holds the socket: each a process, then its ancestors."""
-    return Owner(tuple([Lineage(line[0], line[1:]) for line in lines]), certainty)
+    everybody = [
+        process._replace(parent=above.pid if above else 0)
+        for line in lines
+        for process, above in zip(line, (*line[1:], None), strict=True)
+    ]
+    # Who stands in two lines has the parent of the longer one.
+    everybody.sort(key=lambda process: bool(process.parent))
+    return Held(Owner(tuple([line[0] for line in lines]), certainty), tuple(everybody))
+
+
+def judge(policy, held):
+    tree = ProcessTree(policy.rules)
+    if held is None:
+        return policy.judge(None, lambda _: None)
+    tree.picture(held.everybody)
+    return policy.judge(held.owner, lambda process: tree.reasons(process.pid, process.start_time))
 
 
 def policy(*rules, **settings):
@@ -61,7 +87,7 @@ def policy(*rules, **settings):
     ],
 )
 def test_a_listed_app_has_its_side(mode, line, reason):
-    assert Judgement(LISTED[mode], reason) == policy(mode=mode).judge(owner(line))
+    assert Judgement(LISTED[mode], reason) == judge(policy(mode=mode), owner(line))
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -69,30 +95,30 @@ def test_a_listed_app_has_its_side(mode, line, reason):
     "line", [(curl,), (curl, shell, init), (curl, foreign_init), (kernel_thread,), (curl, kernel_thread)]
 )
 def test_all_others_have_the_other(mode, line):
-    assert Judgement(DEFAULT[mode], "default") == policy(mode=mode).judge(owner(line))
+    assert Judgement(DEFAULT[mode], "default") == judge(policy(mode=mode), owner(line))
 
 
 def test_the_nearest_ancestor_gives_the_reason():
     grandparent = runs("/usr/bin/firefox", FIREFOX, pid=1000)
-    assert "inherited from 100 (/usr/bin/firefox)" == policy().judge(owner((curl, firefox, grandparent))).reason
+    assert "inherited from 100 (/usr/bin/firefox)" == judge(policy(), owner((curl, firefox, grandparent))).reason
 
 
 def test_a_rule_that_is_not_inherited_claims_its_program_alone():
     alone = Rule(1, "/usr/bin/firefox", firefox_rule.matchers, inherit=False)
-    assert "rule 1: /usr/bin/firefox" == policy(alone).judge(owner((firefox,))).reason
-    assert "default" == policy(alone).judge(owner((curl, firefox))).reason
+    assert "rule 1: /usr/bin/firefox" == judge(policy(alone), owner((firefox,))).reason
+    assert "default" == judge(policy(alone), owner((curl, firefox))).reason
 
 
 def test_an_ancestor_of_two_rules_is_inherited_from_if_one_of_them_says_so():
     alone = Rule(1, "/usr/bin/firefox", firefox_rule.matchers, inherit=False)
     both = policy(alone, Rule(2, "/usr/bin/*", (PathRule("/usr/bin/*", "/usr/bin/*", None),)))
-    assert "inherited from 100 (/usr/bin/firefox)" == both.judge(owner((shell, firefox))).reason
+    assert "inherited from 100 (/usr/bin/firefox)" == judge(both, owner((shell, firefox))).reason
 
 
 def test_the_first_rule_that_claims_gives_the_reason():
     both = policy(firefox_rule, Rule(2, "/usr/bin/*", (PathRule("/usr/bin/*", "/usr/bin/*", None),)))
-    assert "rule 1: /usr/bin/firefox" == both.judge(owner((firefox,))).reason
-    assert "rule 2: /usr/bin/*" == both.judge(owner((curl,))).reason
+    assert "rule 1: /usr/bin/firefox" == judge(both, owner((firefox,))).reason
+    assert "rule 2: /usr/bin/*" == judge(both, owner((curl,))).reason
 
 
 # What is not known, or not one thing
@@ -110,7 +136,7 @@ def test_the_first_rule_that_claims_gives_the_reason():
     ],
 )
 def test_what_is_not_known_is_unattributed(verdict, nobody):
-    assert Judgement(verdict, "unattributed") == policy(unattributed=verdict).judge(nobody)
+    assert Judgement(verdict, "unattributed") == judge(policy(unattributed=verdict), nobody)
 
 
 @pytest.mark.parametrize("verdict", Verdict)
@@ -119,19 +145,19 @@ def test_what_is_not_known_is_unattributed(verdict, nobody):
     [owner((firefox,), (curl,)), owner((curl, init), (shell, firefox)), owner((curl,), certainty=Certainty.AMBIGUOUS)],
 )
 def test_holders_on_both_sides_are_ambiguous(verdict, two):
-    assert Judgement(verdict, "ambiguous") == policy(ambiguous=verdict).judge(two)
+    assert Judgement(verdict, "ambiguous") == judge(policy(ambiguous=verdict), two)
 
 
 @pytest.mark.parametrize("certainty", [Certainty.EXACT, Certainty.SHARED, Certainty.INHERITED])
 def test_holders_on_one_side_have_it(certainty):
     both = owner((curl, firefox), (firefox,), certainty=certainty)
-    assert Judgement(Verdict.UPLINK, "inherited from 100 (/usr/bin/firefox)") == policy().judge(both)
+    assert Judgement(Verdict.UPLINK, "inherited from 100 (/usr/bin/firefox)") == judge(policy(), both)
 
 
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("whose", [None, owner((firefox,)), owner((curl,)), owner((firefox,), (curl,))])
 def test_switched_off_everything_takes_the_tunnel(mode, whose):
-    assert Judgement(Verdict.TUNNEL, "splitting is off") == policy(mode=mode, enabled=False).judge(whose)
+    assert Judgement(Verdict.TUNNEL, "splitting is off") == judge(policy(mode=mode, enabled=False), whose)
 
 
 # An entry is a conjunction of matchers
@@ -142,7 +168,7 @@ def test_switched_off_everything_takes_the_tunnel(mode, whose):
     [(), (PathRule("/x", "/x", None),), (*firefox_rule.matchers, UserRule(ROOT)), (UserRule(USER), NameRule("x"))],
 )
 def test_an_entry_of_which_one_key_does_not_match_claims_nobody(matchers):
-    assert "default" == policy(Rule(1, "entry", matchers)).judge(owner((firefox,))).reason
+    assert "default" == judge(policy(Rule(1, "entry", matchers)), owner((firefox,))).reason
 
 
 def test_an_entry_of_which_every_key_matches_claims_the_process():
@@ -150,15 +176,15 @@ def test_an_entry_of_which_every_key_matches_claims_the_process():
         cmdline="python3 /srv/get.py", cgroup="/system.slice/get.service"
     )
     entry = Rule(1, "get", (NameRule("python3.11"), CmdlineRule("get"), UserRule(USER), CgroupRule("get.service")))
-    assert "rule 1: get" == policy(entry).judge(owner((python,))).reason
+    assert "rule 1: get" == judge(policy(entry), owner((python,))).reason
 
 
 def test_the_policy_says_what_has_to_be_read():
-    assert frozenset({"path"}) == policy().keys
+    assert frozenset({"path"}) == keys_of(policy().rules)
     both = policy(firefox_rule, Rule(2, "x", (CmdlineRule("x"), CgroupRule("x"))))
-    assert frozenset({"path", "cmdline", "cgroup"}) == both.keys
-    assert frozenset() == Policy(()).keys
+    assert frozenset({"path", "cmdline", "cgroup"}) == keys_of(both.rules)
+    assert frozenset() == keys_of(())
 
 
 def test_a_user_is_judged_also_where_the_program_is_unknown():
-    assert "rule 1: user" == policy(Rule(1, "user", (UserRule(USER),))).judge(owner((unreadable, init))).reason
+    assert "rule 1: user" == judge(policy(Rule(1, "user", (UserRule(USER),))), owner((unreadable, init))).reason

@@ -10,10 +10,12 @@ import trio
 
 from tests.craft import ends
 from tests.fakes.devices import HOST4, HOST6, ROUTER4, ROUTER6, ROUTER_MAC, SIGNER, WG0, FakeTun, Side, nat
-from tunsplit.engine.attribution import Attribution, Certainty, Lineage, Owner
+from tunsplit.engine.attribution import Attribution, Certainty, Owner
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import PORT_POOLS, Way
-from tunsplit.engine.policy import Policy, Rule, Verdict
+from tunsplit.engine.policy import Judgement, Policy, Verdict
+from tunsplit.engine.reasons import Reason
+from tunsplit.engine.rules import Rule
 from tunsplit.engine.sides import Sides
 from tunsplit.engine.slowpath import SlowPath
 from tunsplit.process import Executable, FileIdentity, Process
@@ -31,7 +33,7 @@ def process(executable: str = INCLUDED, pid: int = 100) -> Process:
 
 
 def owner(executable: str = INCLUDED, certainty: Certainty = Certainty.EXACT) -> Owner:
-    return Owner((Lineage(process(executable)),), certainty)
+    return Owner((process(executable),), certainty)
 
 
 class Named:
@@ -93,6 +95,26 @@ class FakeSource:
         if self.error:
             raise self.error
         return self.cookies.get(int.from_bytes(four_tuple[-4:-2], "big"))
+
+
+class FakeJudge:
+    """Judges by the programs of the holders alone."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.failure: str | None = None
+
+    def prepare(self) -> None:
+        pass
+
+    def judge(self, owner: Owner | None) -> Judgement:
+        return self.policy.judge(owner, self._reasons)
+
+    def _reasons(self, one: Process) -> tuple[Reason, ...]:
+        return tuple(Reason(rule.number, rule.label) for rule in self.policy.rules if rule.claims(one))
+
+    def statistics(self) -> dict[str, int]:
+        return {}
 
 
 class FakeNetwork:
@@ -164,13 +186,13 @@ class Gate:
         self.ports = FakePorts(self.nat)
         self.counters: Counter[str] = Counter()
         self.hold = Hold(hold_s)
-        self.policy = policy(unattributed=judging.get("unattributed", Verdict.BLOCK))
+        self.judge = FakeJudge(policy(unattributed=judging.get("unattributed", Verdict.BLOCK)))
         self.admit = Admit(
             nat=self.nat,
             slow=SlowPath(self.nat.outbound, self.counters, outbound=True),
             source=as_real(self.source),
             sources=(as_real(self.source),),
-            policy=lambda: self.policy,
+            judge=as_real(self.judge),
             network=as_real(self.network),
             ports=as_real(self.ports),
             tun=as_real(self.tun),

@@ -1,12 +1,13 @@
 """The contract's shapes, literally."""
 
 from ipaddress import ip_address, ip_interface
+from types import SimpleNamespace
 
 import pytest
 
 from tests.craft import SYN, ends, tcp
 from tests.fakes.devices import ETH0, FAR4, FAR6, ICMPV6, TUN4, TUN6, UDP, WG0, opened
-from tests.fakes.judges import EXCLUDED, Gate, as_real
+from tests.fakes.judges import EXCLUDED, FakeJudge, Gate, as_real
 from tunsplit.config.schema import Config, Dns, Tunnel
 from tunsplit.engine.attribution import Attribution
 from tunsplit.engine.flow import App
@@ -42,9 +43,10 @@ def gate():
 
 
 def report(gate, *, policy=None, **config):
+    judge = FakeJudge(policy) if policy else gate.judge
     return Report(
-        a_config(**config),
-        policy or gate.policy,
+        as_real(SimpleNamespace(config=a_config(**config))),
+        as_real(judge),
         gate.nat,
         as_real(gate.network),
         gate.admit,

@@ -24,33 +24,26 @@ class Certainty(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Lineage:
-    """A process and its ancestors, parent first."""
-
-    process: Process
-    ancestors: tuple[Process, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Owner:
     """Every process that may have sent the flow, at least one."""
 
-    holders: tuple[Lineage, ...]
+    holders: tuple[Process, ...]
     certainty: Certainty = Certainty.EXACT
 
     @property
     def process(self) -> Process:
         """The one to show to the user."""
-        return self.holders[0].process
+        return self.holders[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """A source's answer: `how` the owner was found, in a word, and the cookie of the socket, if it was one."""
+    """A source's answer: `how` the owner was found, in a word; the sockets' inodes, and the cookie if it was one."""
 
     how: str
     owner: Owner | None
     cookie: bytes | None = None
+    sockets: tuple[int, ...] = ()
 
     @property
     def certainty(self) -> Certainty:

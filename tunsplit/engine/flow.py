@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tunsplit.engine.attribution import Owner
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 
@@ -51,6 +52,7 @@ TRANSITIONS = {
 TCP_ESTABLISHED_S = 7440.0  # RFC 5382 REQ-5: not less than 2 hours 4 minutes
 TCP_TRANSITORY_S = 240.0  # RFC 5382 REQ-5: not less than 4 minutes
 TCP_LINGER_S = 10.0  # for the last ACKs; the port rests after that
+UDP_CONFIRM_S = 0.010  # after a pause, whose socket it is is asked again: a port can change hands
 UDP_S = 300.0  # RFC 4787 REQ-5: 5 minutes recommended
 ECHO_S = 60.0  # RFC 5508 REQ-1: not less than 60 seconds
 OTHER_S = 600.0
@@ -114,7 +116,8 @@ class Flow:
 
     `key` is the four-tuple of the original direction as the app sends it, `outside` the same as it
     leaves the side. `translated` is False for what carries its side's own address already: a server's
-    answers, and connections older than tunsplit; their inbound half is the kernel's. `due` is the second
+    answers, and connections older than tunsplit; their inbound half is the kernel's. `owner` and `sockets` (inodes)
+    are what it was judged by, for when that changes. `due` is the second
     in which the table looks whether the flow has been idle for too long.
     """
 
@@ -127,6 +130,8 @@ class Flow:
     reason: str
     attribution: str
     cookie: bytes | None = None
+    owner: Owner | None = None
+    sockets: tuple[int, ...] = ()
     state: FlowState = FlowState.HELD
     translated: bool = True
     closed_ways: int = 0

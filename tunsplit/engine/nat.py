@@ -22,7 +22,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tunsplit.engine.flow import App, Flow, FlowEvent, FlowState, Mapping, Rewrite
+from tunsplit.engine.flow import UDP_CONFIRM_S, App, Flow, FlowEvent, FlowState, Mapping, Rewrite
 from tunsplit.engine.ports import PortPool
 from tunsplit.wire.checksum import checksum_delta
 from tunsplit.wire.ip import (
@@ -122,9 +122,12 @@ class Direction:
                 return None
             check += -rewrite.transport_delta if finished else rewrite.pseudo_delta
             pack_u16(packet, at, check % 0xFFFF)
-        elif check or not finished:  # UDP: 0 means "none" (RFC 768), so a computed 0 goes out as 0xFFFF
-            check += -rewrite.transport_delta if finished else rewrite.pseudo_delta
-            pack_u16(packet, at, check % 0xFFFF or 0xFFFF)
+        else:
+            if self._outbound and now - rewrite.last_seen > UDP_CONFIRM_S:
+                return None
+            if check or not finished:  # UDP: 0 means "none" (RFC 768), so a computed 0 goes out as 0xFFFF
+                check += -rewrite.transport_delta if finished else rewrite.pseudo_delta
+                pack_u16(packet, at, check % 0xFFFF or 0xFFFF)
         if header_check < 0:
             pack_ipv6(packet, 8, rewrite.four_tuple)
         else:

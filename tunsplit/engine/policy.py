@@ -1,18 +1,19 @@
 """Policy: which side an app belongs on.
 
 Theory of operation. A rule is one `[[app]]` entry: matchers that must all agree. An app is a program that a
-rule matches, with its descendants: a process belongs to the rule that matches itself, else to the one
-that matches its nearest ancestor and is inherited. In mode exclude what a rule claims takes the uplink and
-all others the tunnel; mode include is its mirror. Every process that may have sent the flow must be on
-one side, else the flow is ambiguous; if one of them cannot be known, it is unattributed. What a matcher's
-yes is worth, engine/matchers.py says.
+rule matches, with its descendants; the process tree says by which reasons a process is listed. In mode exclude
+who is listed takes the uplink and all others the tunnel; mode include is its mirror; what was said by hand
+holds in both. Every process that may have sent the flow must be on one side, else the flow is ambiguous; if
+one of them cannot be known, it is unattributed. What a matcher's yes is worth, engine/matchers.py says.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from tunsplit.engine.attribution import Certainty, Lineage, Owner
-from tunsplit.engine.matchers import KEYS, Matcher
+from tunsplit.engine.attribution import Certainty, Owner
+from tunsplit.engine.reasons import Reasons, Standing, standing_of
+from tunsplit.engine.rules import Rule
 from tunsplit.process import Process
 
 
@@ -37,6 +38,9 @@ VERDICTS = {
     Mode.INCLUDE: (Verdict.TUNNEL, Verdict.UPLINK),
 }
 
+# What was said by hand holds in both modes.
+MARKED = {Standing.EXCLUDED: Verdict.UPLINK, Standing.INCLUDED: Verdict.TUNNEL}
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -44,20 +48,6 @@ class Judgement:
 
     verdict: Verdict
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One `[[app]]` entry. `number` counts from 1 in the file's order; `label` is what its reason shows."""
-
-    number: int
-    label: str
-    matchers: tuple[Matcher, ...]
-    inherit: bool = True
-
-    def claims(self, process: Process) -> bool:
-        """Whether all matchers agree on this process. An entry without any claims nobody."""
-        return bool(self.matchers) and all(matcher.matches(process) for matcher in self.matchers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +60,13 @@ class Policy:
     unattributed: Verdict = Verdict.BLOCK
     ambiguous: Verdict = Verdict.BLOCK
 
-    @property
-    def keys(self) -> frozenset[str]:
-        """What the rules ask of a process, by the names of the keys: nothing else need be read."""
-        kinds = {type(matcher) for rule in self.rules for matcher in rule.matchers}
-        return frozenset(key for kind, key in KEYS.items() if kind in kinds)
-
-    def judge(self, owner: Owner | None) -> Judgement:
-        """The verdict over a flow of this owner; None: nobody was found."""
+    def judge(self, owner: Owner | None, reasons_of: Callable[[Process], Reasons | None]) -> Judgement:
+        """The verdict over a flow of this owner; None: nobody was found. `reasons_of` asks the process tree."""
         if not self.enabled:
             return Judgement(Verdict.TUNNEL, "splitting is off")
         if owner is None or owner.certainty is Certainty.GONE:
             return Judgement(self.unattributed, "unattributed")
-        judgements = [self._judge(lineage) for lineage in owner.holders]
+        judgements = [self.judge_process(reasons_of(process)) for process in owner.holders]
         known = [judgement for judgement in judgements if judgement is not None]
         if len(known) < len(judgements):
             return Judgement(self.unattributed, "unattributed")
@@ -90,20 +74,10 @@ class Policy:
             return Judgement(self.ambiguous, "ambiguous")
         return known[0]
 
-    def _judge(self, lineage: Lineage) -> Judgement | None:
-        """The verdict over one process; None when its program, or that of an ancestor that may count, is unknown."""
-        listed, others = VERDICTS[self.mode]
-        process = lineage.process
-        for rule in self.rules:
-            if rule.claims(process):
-                return Judgement(listed, f"rule {rule.number}: {rule.label}")
-        known = process.executable is not None or process.is_kernel
-        for ancestor in lineage.ancestors:
-            if any(rule.inherit and rule.claims(ancestor) for rule in self.rules):
-                path = ancestor.executable.path if ancestor.executable else "?"
-                return Judgement(listed, f"inherited from {ancestor.pid} ({path})")
-            # An init that we may not look into is of no user namespace of ours: no rule could claim it.
-            known = known and (
-                ancestor.executable is not None or ancestor.is_kernel or not ancestor.is_own_user_namespace
-            )
-        return Judgement(others, "default") if known else None
+    def judge_process(self, reasons: Reasons | None) -> Judgement | None:
+        """The verdict over one process; None when nobody can tell."""
+        standing = standing_of(reasons)
+        if standing is Standing.UNKNOWN:
+            return None
+        verdict = MARKED.get(standing) or VERDICTS[self.mode][standing is Standing.OTHER]
+        return Judgement(verdict, reasons[0].words if reasons else "default")

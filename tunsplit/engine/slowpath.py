@@ -17,7 +17,7 @@ packet; RFC 7126 drops most of them on the way anyway), and none passes with a s
 from collections import Counter
 from dataclasses import dataclass
 
-from tunsplit.engine.flow import Rewrite
+from tunsplit.engine.flow import UDP_CONFIRM_S, Rewrite
 from tunsplit.engine.fragments import Fragments, Refused
 from tunsplit.engine.nat import Direction, reversed_key
 from tunsplit.errors import MalformedPacket
@@ -108,11 +108,15 @@ class SlowPath:
             return self._translate_error(headers, vnet_header, packet, now)
         key = flow_key(packet, headers)
         rewrite = self._direction.find(headers.protocol, key)
-        if rewrite is None or (
-            headers.protocol == TCP and not self._direction.control(rewrite, packet[headers.transport + 13])
-        ):
+        if rewrite is None or self._must_be_judged(rewrite, headers, packet, now):
             return self._unknown(key, headers, vnet_header, packet, now)
         return self._pass(rewrite, headers, vnet_header, packet, now)
+
+    def _must_be_judged(self, rewrite: Rewrite, headers: Headers, packet: bytes, now: float) -> bool:
+        """Whether a packet of an open flow may be another socket's."""
+        if headers.protocol == TCP:
+            return not self._direction.control(rewrite, packet[headers.transport + 13])
+        return self._outbound and now - rewrite.last_seen > UDP_CONFIRM_S
 
     def _translate_later(self, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready]:
         try:

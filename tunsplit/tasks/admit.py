@@ -14,19 +14,20 @@ connections older than tunsplit. They pass if the app belongs on that side.
 
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import trio
 
 from tunsplit.engine.attribution import Attribution, Source, search_all
-from tunsplit.engine.flow import App, FlowEvent, Rewrite
+from tunsplit.engine.flow import App, Flow, FlowEvent, Rewrite
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import ACK, PORT_POOLS, RST, SYN, Nat, Way, destination_of, source_of
-from tunsplit.engine.policy import Judgement, Policy, Verdict
+from tunsplit.engine.policy import Judgement, Verdict
 from tunsplit.engine.slowpath import SlowPath, Unknown
 from tunsplit.errors import KernelError
 from tunsplit.kernel.tun import Tun
+from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
@@ -67,7 +68,7 @@ class Admit:
         slow: SlowPath,
         source: SocketSource,
         sources: tuple[Source, ...],
-        policy: Callable[[], Policy],
+        judge: Judge,
         network: Network,
         ports: PortChoice,
         tun: Tun,
@@ -79,7 +80,7 @@ class Admit:
         self._slow = slow
         self._source = source
         self._sources = sources
-        self._policy = policy
+        self._judge = judge
         self._network = network
         self._ports = ports
         self._tun = tun
@@ -118,8 +119,6 @@ class Admit:
         elif (refusal := self.refused.get(key)) is not None and self._holds(refusal, now):
             self._answer(unknown, now)
         else:
-            if known is not None:  # a new connection on the four-tuple of an old one
-                self._nat.end(known.flow, FlowEvent.TIMEOUT, now)
             self._attribute(unknown, now)
 
     def _is_for_nobody(self, unknown: Unknown) -> bool:
@@ -136,7 +135,7 @@ class Admit:
         return True
 
     def _is_same_socket(self, unknown: Unknown, known: Rewrite) -> bool:
-        """Whether a SYN on an open flow is that flow's own, sent again."""
+        """Whether the packet is of the very socket that the open flow is of: a SYN again, a datagram after a pause."""
         return known.flow.cookie is not None and self._has_cookie(unknown.protocol, unknown.key, known.flow.cookie)
 
     def _holds(self, refusal: Refusal, now: float) -> bool:
@@ -156,6 +155,7 @@ class Admit:
 
     def _attribute(self, unknown: Unknown, now: float) -> None:
         try:
+            self._judge.prepare()
             for source in self._sources:
                 attribution = source.attribute(unknown.protocol, unknown.key)
                 if attribution is None:
@@ -224,13 +224,20 @@ class Admit:
     def judge(self, packets: list[Unknown], attribution: Attribution, now: float) -> None:
         """Open the flow that these packets began, or refuse it."""
         self.counters[f"attributed_{attribution.certainty.value}"] += 1
-        judgement = self._policy().judge(attribution.owner)
-        if judgement.verdict is Verdict.BLOCK:
-            self.refuse(packets, judgement, attribution, now)
-            return
         first = packets[0]
-        side = judgement.verdict.value
+        known = self._nat.outbound.find(first.protocol, first.key)
         try:
+            self._judge.prepare()
+            judgement = self._judge.judge(attribution.owner)
+            side = judgement.verdict.value
+            if known is not None and not self._goes_on(known.flow, first.protocol, side, attribution, judgement):
+                self._nat.end(known.flow, FlowEvent.TIMEOUT, now)
+            if judgement.verdict is Verdict.BLOCK:
+                self.refuse(packets, judgement, attribution, now)
+                return
+            if self._nat.outbound.find(first.protocol, first.key) is not None:
+                self._pass_all(packets, now)
+                return
             way = self._network.way(side, first.headers.version, destination_of(first.key))
             if way is None:
                 self.refuse(
@@ -242,11 +249,22 @@ class Admit:
             elif not self._open(first, way, judgement, attribution, now):
                 self.refuse(packets, Judgement(Verdict.BLOCK, f"{judgement.reason}; no room"), attribution, now)
             else:
-                for packet in packets:
-                    if (rewrite := self._nat.outbound.find(packet.protocol, packet.key)) is not None:
-                        self._pass(packet, rewrite, now)
+                self._pass_all(packets, now)
         except KernelError as error:
             self._failed(packets, error, now)
+
+    def _goes_on(self, flow: Flow, protocol: int, side: str, attribution: Attribution, judgement: Judgement) -> bool:
+        """Whether an open flow may go on with another socket or holder: datagrams may, on the same side."""
+        if protocol == TCP or flow.side != side:
+            return False
+        flow.app, flow.owner, flow.sockets = app_of(attribution), attribution.owner, attribution.sockets
+        flow.reason, flow.attribution, flow.cookie = judgement.reason, attribution.certainty.value, attribution.cookie
+        return True
+
+    def _pass_all(self, packets: list[Unknown], now: float) -> None:
+        for packet in packets:
+            if (rewrite := self._nat.outbound.find(packet.protocol, packet.key)) is not None:
+                self._pass(packet, rewrite, now)
 
     def _open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> bool:
         protocol, key = first.protocol, first.key
@@ -257,9 +275,10 @@ class Admit:
         if not opens:
             if source_of(key) != way.source and not self._network.is_address_of(way.device, source_of(key)):
                 return False  # of another side, or of a NAT that has been forgotten
-            self._nat.open_untranslated(
+            flow = self._nat.open_untranslated(
                 protocol, key, way, now, app=app, reason=judgement.reason, attribution=attribution.certainty.value
             )
+            flow.owner, flow.sockets = attribution.owner, attribution.sockets
             return True
         port = None
         if protocol in PORT_POOLS:
@@ -268,12 +287,33 @@ class Admit:
                 return False
         elif not self._nat.is_free(protocol, key, way, 0):
             return False
-        self._nat.open(
+        flow = self._nat.open(
             protocol, key, way, port, now,
             app=app, reason=judgement.reason, attribution=attribution.certainty.value, cookie=attribution.cookie,
         )  # fmt: skip
+        flow.owner, flow.sockets = attribution.owner, attribution.sockets
         self.refused.pop((protocol, key), None)
         return True
+
+    def remember_refused(self, flow: Flow, judgement: Judgement, now: float) -> None:
+        """A flow was ended: its late packets are refused, and open nothing."""
+        key = (flow.protocol, flow.key)
+        self._remember(key, Refusal(*key, now, judgement.reason, flow.attribution, flow.app, flow.cookie))
+
+    def forget_refusals(self) -> None:
+        """What was refused may be allowed now."""
+        self.refused.clear()
+
+    def hold_for(self, longest_s: float) -> None:
+        """Hold first packets for so long from now on."""
+        self._hold.longest_s = longest_s
+        self._holding.set()
+
+    def _remember(self, key: Key, refusal: Refusal) -> None:
+        self.refused[key] = refusal
+        self.refused.move_to_end(key)
+        if len(self.refused) > MOST_REFUSED:
+            self.refused.popitem(last=False)
 
     def refuse(
         self, packets: Iterable[Unknown], judgement: Judgement, attribution: Attribution | None, now: float
@@ -282,7 +322,7 @@ class Admit:
         self.counters["refused"] += 1
         for packet in packets:
             key = (packet.protocol, packet.key)
-            self.refused[key] = Refusal(
+            refusal = Refusal(
                 *key,
                 now,
                 judgement.reason,
@@ -290,9 +330,7 @@ class Admit:
                 app_of(attribution) if attribution else None,
                 attribution.cookie if attribution else None,
             )
-            self.refused.move_to_end(key)
-            if len(self.refused) > MOST_REFUSED:
-                self.refused.popitem(last=False)
+            self._remember(key, refusal)
             self._answer(packet, now)
 
     def _failed(self, packets: list[Unknown], error: Exception, now: float) -> None:

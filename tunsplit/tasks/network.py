@@ -175,6 +175,16 @@ class Network:
         self._update_flows()
         self.on_change()
 
+    def steer(self, settings: SteeringSettings) -> None:
+        """Steer by other settings from now on.
+
+        Raises:
+            TunsplitError: they could not be applied (completely). Both sides are closed.
+        """
+        if settings != self._settings:
+            self._settings = settings
+            self.refresh()
+
     def restore(self) -> None:
         """Our nft table is gone, of which no event tells: put it back, at once."""
         self._flushed = True

@@ -27,28 +27,33 @@ async def pump(tun: Tun, nat: Nat, passed_by: Callable[[bytes, bytes, float], No
     `passed_by` gets what the fast path cannot take.
     """
     frame = frame_buffer()
-    buffer, packet = frame[HEADER:], frame[HEADROOM:]
-    read_into, translate = tun.read_into, nat.outbound.translate
     while True:
         await trio.lowlevel.wait_readable(tun.fileno())  # the only await: 7 µs, paid once a batch
-        now = trio.current_time()
-        slow = 0
         try:
-            for _ in range(BATCH):
-                if not (size := read_into(buffer)):
-                    break
-                size -= vnet.SIZE
-                rewrite = translate(packet, size, not frame[HEADER] & vnet.NEEDS_CSUM, now)
-                if rewrite is not None:
-                    rewrite.device.send(frame, size, rewrite)  # type: ignore[attr-defined]  # opaque to the engine
-                    continue
-                passed_by(bytes(frame[HEADER:HEADROOM]), bytes(packet[:size]), now)
-                slow += 1
-                if slow == MOST_SLOW:
-                    break
+            carry(tun, nat, passed_by, frame, trio.current_time())
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EBADFD:  # somebody removed the device
                 # Not the daemon's end, which would open the host: without the tun the way stays closed.
                 logger.error("the tun is gone: restart tunsplit", extra={"device": tun.name})
                 return
             mishap.note(counters, error)
+
+
+def carry(tun: Tun, nat: Nat, passed_by: Callable[[bytes, bytes, float], None], frame: memoryview, now: float) -> int:
+    """Carry one batch, and give back how many packets it had; `frame` is a frame buffer."""
+    buffer, packet = frame[HEADER:], frame[HEADROOM:]
+    read_into, translate = tun.read_into, nat.outbound.translate
+    slow = 0
+    for number in range(BATCH):
+        if not (size := read_into(buffer)):
+            return number
+        size -= vnet.SIZE
+        rewrite = translate(packet, size, not frame[HEADER] & vnet.NEEDS_CSUM, now)
+        if rewrite is not None:
+            rewrite.device.send(frame, size, rewrite)  # type: ignore[attr-defined]  # opaque to the engine
+            continue
+        passed_by(bytes(frame[HEADER:HEADROOM]), bytes(packet[:size]), now)
+        slow += 1
+        if slow == MOST_SLOW:
+            return number + 1
+    return BATCH

@@ -9,13 +9,14 @@ import trio
 from tunsplit.config import Config
 from tunsplit.engine.flow import App, Flow
 from tunsplit.engine.nat import Nat, destination_of, source_of
-from tunsplit.engine.policy import Policy
 from tunsplit.host import FAMILIES
 from tunsplit.kernel.tun import Tun
 from tunsplit.tasks.admit import Admit, Refusal
 from tunsplit.tasks.control import Request
+from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
+from tunsplit.tasks.switch import Switch
 from tunsplit.wire.ip import protocol_name
 
 Json = dict[str, object]
@@ -26,8 +27,8 @@ class Report:
 
     def __init__(
         self,
-        config: Config,
-        policy: Policy,
+        switch: Switch,
+        judge: Judge,
         nat: Nat,
         network: Network,
         admit: Admit,
@@ -35,8 +36,8 @@ class Report:
         tun: Tun,
         counters: Counter[str],
     ) -> None:
-        self._config = config
-        self._policy = policy
+        self._switch = switch
+        self._judge = judge
         self._nat = nat
         self._network = network
         self._admit = admit
@@ -50,16 +51,17 @@ class Report:
 
     def status(self) -> Json:
         """The daemon as a whole."""
-        network = self._network
+        network, config, policy = self._network, self._switch.config, self._judge.policy
+        failure = network.failure or self._judge.failure
         sides = network.sides
         uplinks = {family: sides.uplink(family) for family in FAMILIES}
         uplink_addresses = dict.fromkeys(str(one) for facts in sides.uplinks for one in facts.addresses)
-        state = "blocked" if network.failure else "active" if self._policy.enabled else "disabled"
+        state = "blocked" if failure else "active" if policy.enabled else "disabled"
         return {
             "state": state,
-            "failure": network.failure,
+            "failure": failure,
             "tunnel": {
-                "interface": self._config.tunnel.interface,
+                "interface": config.tunnel.interface,
                 "up": any(sides.tunnel_of(family) for family in FAMILIES),
                 "addresses": [str(one) for one in sides.tunnel.addresses] if sides.tunnel else [],
                 "mtu": sides.tunnel.mtu if sides.tunnel else None,
@@ -72,8 +74,8 @@ class Report:
                     for family, facts in uplinks.items()
                 },
             },
-            "dns": {"platform": self._config.dns.platform, "setting": dns_setting(self._config), "routes": []},
-            "split": {"enabled": self._policy.enabled, "mode": self._policy.mode.value},
+            "dns": {"platform": config.dns.platform, "setting": dns_setting(config), "routes": []},
+            "split": {"enabled": policy.enabled, "mode": policy.mode.value},
             "counters": self.counters(),
         }
 
@@ -86,6 +88,7 @@ class Report:
             **self._nat.statistics(),
             **self._admit.statistics(),
             **self._ports.counters,
+            **self._judge.statistics(),
             **self._counters,
             **devices,
             "tun_write_dropped": self._tun.dropped,

@@ -7,7 +7,7 @@ sent the packet counts: UDP sockets that share a port, and for echo and the othe
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tunsplit.engine.attribution import Attribution, Certainty, Lineage, Owner
+from tunsplit.engine.attribution import Attribution, Certainty, Owner
 from tunsplit.engine.nat import destination_of, source_of
 from tunsplit.kernel import procnet
 from tunsplit.kernel.procfs import Holder, Processes
@@ -69,9 +69,10 @@ class SocketSource:
 
     def cookie(self, protocol: int, four_tuple: bytes) -> bytes | None:
         """The cookie of the socket that sends this flow now; None where there is none, or no way to tell."""
-        if protocol not in (TCP, UDP):
-            return None
-        socket = self._diag.find(protocol, four_tuple)
+        if protocol == UDP:
+            sockets = self._diag.find_all(four_tuple)
+            return sockets[0].cookie if len(sockets) == 1 else None
+        socket = self._diag.find(protocol, four_tuple) if protocol == TCP else None
         return socket.cookie if socket else None
 
     def _find(self, protocol: int, four_tuple: bytes) -> _Found:
@@ -103,7 +104,6 @@ class SocketSource:
         processes = {(holder.process.pid, holder.process.start_time): holder.process for holder in holders}
         if not processes:
             return Attribution(found.how if found.inodes or found.cookie else NO_SOCKET.how, None, found.cookie)
-        lineages = tuple(Lineage(process, self._processes.ancestors(process)) for process in processes.values())
         if not complete or found.unheld:
             certainty = Certainty.AMBIGUOUS
         elif found.listening:
@@ -112,7 +112,7 @@ class SocketSource:
             certainty = Certainty.SHARED
         else:
             certainty = Certainty.EXACT
-        return Attribution(found.how, Owner(lineages, certainty), found.cookie)
+        return Attribution(found.how, Owner(tuple(processes.values()), certainty), found.cookie, found.inodes)
 
 
 def _found_sockets(how: str, sockets: list[Socket], raw: list[procnet.TableSocket]) -> _Found:

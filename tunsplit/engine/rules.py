@@ -1,0 +1,27 @@
+"""A rule: one `[[app]]` entry."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tunsplit.engine.matchers import KEYS, Matcher
+from tunsplit.process import Process
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One `[[app]]` entry. `number` counts from 1 in the file's order; `label` is what its reason shows."""
+
+    number: int
+    label: str
+    matchers: tuple[Matcher, ...]
+    inherit: bool = True
+
+    def claims(self, process: Process) -> bool:
+        """Whether all matchers agree on this process. An entry without any claims nobody."""
+        return bool(self.matchers) and all(matcher.matches(process) for matcher in self.matchers)
+
+
+def keys_of(rules: Iterable[Rule]) -> frozenset[str]:
+    """What the rules ask of a process, by the names of the keys: nothing else need be read."""
+    kinds = {type(matcher) for rule in rules for matcher in rule.matchers}
+    return frozenset(key for kind, key in KEYS.items() if kind in kinds)

@@ -1,0 +1,246 @@
+"""Judges owners of flows: the process tree kept current by events, and the policy over it.
+
+Theory of operation. The kernel queues what a process becomes before the process can send (kernel/procevents.py), so
+`prepare` empties that queue, without an await, before each first packet is judged: from then on the tree knows every
+program that can have sent it. Between packets a task does the same, so that no queue overflows and no program that is
+gone again was missed. After an overrun all processes are looked at anew before anything else is judged.
+
+If the events fail, nothing is judged: a KernelError reaches whoever asks, and the packet is refused.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from tunsplit.engine import processstate
+from tunsplit.engine.attribution import Owner
+from tunsplit.engine.policy import Judgement, Policy
+from tunsplit.engine.reasons import Reasons
+from tunsplit.engine.rules import keys_of
+from tunsplit.errors import KernelError
+from tunsplit.kernel.procevents import BATCH, Event, Exec, Exit, Fork, Overrun, ProcessEvents, UidChanged
+from tunsplit.kernel.procfs import Processes
+from tunsplit.process import Process
+
+SAVE_S = 1.0  # how much of the tree a SIGKILL may cost; whoever was born since counts as missed
+RETRY_S = 1.0
+MOST_BATCHES = 256  # of events before one packet is judged: a fork bomb must not keep us for ever
+
+logger = logging.getLogger(__name__)
+
+
+class Judge:
+    """The organ of judgement."""
+
+    def __init__(self, policy: Policy, processes: Processes, state_file: Path | None) -> None:
+        """Subscribe to events, and take the first look at all processes.
+
+        Args:
+            policy: what applies from the start.
+            processes: reads /proc.
+            state_file: where the tree survives us; None: nowhere.
+
+        Raises:
+            KernelError: there are no process events to be had.
+        """
+        self.policy = policy
+        self.failure: str | None = None
+        self.on_change: Callable[[set[tuple[int, int]]], None] = lambda _: None
+        self.counters: Counter[str] = Counter()
+        self._events = ProcessEvents()
+        self._lost = False  # events, since all processes were looked at
+        self._processes = processes
+        self._state_file = state_file
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._saved: bytes | None = None
+        processes.keys = keys_of(policy.rules)
+        self.tree = processstate.load(self._load(), policy.rules, self._look_at_all())
+
+    # Judging
+
+    def prepare(self) -> None:
+        """Take in all that has happened to processes.
+
+        Raises:
+            KernelError: that cannot be known; nothing may be judged.
+        """
+        try:
+            for _ in range(MOST_BATCHES):
+                if not (events := self._events.read()):
+                    break
+                for event in events:
+                    self._apply(event)
+                if self._lost and len(events) < BATCH:  # the queue is empty, and goes on from here
+                    self._lost = False
+                    self.tree.rescan(self._look_at_all())
+                self._read_new()
+            else:
+                raise KernelError("processes are born faster than they can be taken in")
+        except KernelError as error:
+            self.failure = str(error)
+            raise
+        self.failure = None
+
+    def judge(self, owner: Owner | None) -> Judgement:
+        """The verdict over a flow of this owner; None: nobody was found. Call `prepare` before."""
+        return self.policy.judge(owner, self.reasons)
+
+    def reasons(self, process: Process) -> Reasons | None:
+        """Why this process is on its side; None: nobody can tell."""
+        reasons = self.tree.reasons(process.pid, process.start_time)
+        if reasons is None:
+            # Not read yet, or changed in what no event tells: its arguments, its control group.
+            self.look_again(process.pid)
+            reasons = self.tree.reasons(process.pid, process.start_time)
+        elif self._processes.keys & {"cmdline", "cgroup"} and (image := self.tree.image(process.pid)) is not None:
+            self.tree.look(process, image)
+            reasons = self.tree.reasons(process.pid, process.start_time)
+        return reasons
+
+    def look_again(self, pid: int) -> Process | None:
+        """Read a process and its ancestors anew."""
+        found = None
+        for one in (pid, *(process.pid for process in self._line(pid))):
+            image = self.tree.image(one)
+            process = self._processes.read(one)
+            if process is not None and image is not None:
+                self.tree.look(process, image)
+            found = found or process
+        return found
+
+    def set_policy(self, policy: Policy) -> None:
+        """Judge by another policy from now on."""
+        self.policy = policy
+        if keys_of(policy.rules) - self._processes.keys:
+            self._processes.keys = keys_of(policy.rules)
+            for pid in self._pids():
+                image = self.tree.image(pid)
+                process = self._processes.read(pid)
+                if process is not None and image is not None:
+                    self.tree.look(process, image)
+        self._processes.keys = keys_of(policy.rules)
+        self.tree.set_rules(policy.rules)
+
+    # Tasks
+
+    async def watch(self) -> None:
+        """Take events in as they come, until cancelled; and tell who has changed."""
+        while True:
+            known = self.failure
+            try:
+                if known is None:
+                    await trio.lowlevel.wait_readable(self._events.fileno())
+                self.prepare()
+                self.tell()
+            except KernelError as error:
+                if known is None:
+                    logger.error("process events failed: nothing is judged", extra={"error": str(error)})
+                await trio.sleep(RETRY_S)
+                self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        try:
+            events = ProcessEvents()
+        except KernelError as error:
+            logger.debug("process events do not come back", extra={"error": str(error)})
+            return
+        self._events.close()
+        self._events = events
+        self.tree.rescan(self._look_at_all())
+        self.failure = None
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._events.close()
+
+    def tell(self) -> None:
+        """Tell who stands elsewhere than when last asked for."""
+        if changed := self.tree.changed():
+            self.on_change(changed)
+
+    async def save(self) -> None:
+        """Keep the tree on disk as it changes, until cancelled."""
+        while True:
+            await trio.sleep(SAVE_S)
+            self.save_now()
+
+    def save_now(self) -> None:
+        """Write the tree, if anybody is listed and it has changed."""
+        if self._state_file is None:
+            return
+        listed = self.tree.listed()
+        data = json.dumps({"boot": self._boot, "tree": processstate.dump(self.tree)}).encode() if listed else None
+        if data == self._saved:
+            return
+        self._saved = data
+        try:
+            if data is None:
+                self._state_file.unlink(missing_ok=True)
+                return
+            self._state_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            new = self._state_file.with_suffix(".new")
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+                file.write(data)
+            new.replace(self._state_file)
+        except OSError as error:
+            self.counters["process_tree_not_saved"] += 1
+            logger.warning("the process tree cannot be saved", extra={"error": str(error)})
+
+    def statistics(self) -> dict[str, int]:
+        """How many processes are known, and how."""
+        return {**{f"tree_{name}": count for name, count in self.tree.statistics().items()}, **self.counters}
+
+    # How it is done
+
+    def _apply(self, event: Event) -> None:
+        tree = self.tree
+        match event:
+            case Fork(_, parent, child, child_tgid, at):
+                if child == child_tgid:
+                    tree.fork(parent, child, at)
+                else:
+                    tree.thread(child_tgid)
+            case Exec(_, tgid, at):
+                tree.exec(tgid, at)
+            case Exit(pid, tgid, at):
+                tree.exit(pid, tgid, at)
+            case UidChanged(_, tgid, _, at):
+                tree.uid_changed(tgid, at)
+            case Overrun():
+                self.counters["process_events_overrun"] += 1
+                self._lost = True
+
+    def _read_new(self) -> None:
+        for pid, image in self.tree.take_unread():
+            if (process := self._processes.read(pid)) is not None:
+                self.tree.look(process, image)
+
+    def _look_at_all(self) -> list[Process]:
+        return [process for pid in self._pids() if (process := self._processes.read(pid)) is not None]
+
+    def _pids(self) -> list[int]:
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+    def _line(self, pid: int) -> list[Process]:
+        node = self._processes.read(pid)
+        return [] if node is None else self.tree.lineage(pid, node.start_time)[1:]
+
+    def _load(self) -> object:
+        if self._state_file is None:
+            return None
+        try:
+            with os.fdopen(os.open(self._state_file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                if os.fstat(file.fileno()).st_uid != os.geteuid():
+                    return None
+                saved = json.load(file)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("the saved process tree cannot be read", extra={"error": str(error)})
+            return None
+        return saved.get("tree") if isinstance(saved, dict) and saved.get("boot") == self._boot else None

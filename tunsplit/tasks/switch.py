@@ -1,0 +1,448 @@
+"""Switches: what is said at run time about apps and processes, and what becomes of live flows.
+
+Theory of operation. Whatever may change a verdict (the list, a mark by hand, on and off, a reload; an exec, a user or a
+new holder seen by events) ends in `rejudge`: each flow in question is judged again by what it was attributed to. One
+whose verdict is no longer its side ends at once, in both directions:
+
+    TCP    its socket is destroyed; the kernel's RST comes into the tun a moment later and is passed on, so that the
+           peer hears of it on the old side; then the flow is refused, so that no late packet opens it anew.
+    UDP    its socket is destroyed, so that the app does not wait; a datagram sent after that is judged anew.
+    other  the next packet is judged anew.
+
+All of it is done before a command returns. What waits in the tun by then meets the new verdicts.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import msgspec
+import trio
+
+from tunsplit.config import App as Entry
+from tunsplit.config import Config, parse
+from tunsplit.engine.attribution import Attribution, Owner, search_all
+from tunsplit.engine.flow import Flow, FlowEvent, FlowState
+from tunsplit.engine.nat import Nat, destination_of
+from tunsplit.engine.policy import Judgement
+from tunsplit.engine.reasons import Mark, Reason, Reasons
+from tunsplit.errors import ConfigError, KernelError, TunsplitError
+from tunsplit.kernel.procfs import Processes
+from tunsplit.kernel.procpid import identify, resolve
+from tunsplit.kernel.sockdiag import SockDiag
+from tunsplit.process import Executable, Process
+from tunsplit.tasks.admit import Admit
+from tunsplit.tasks.judge import Judge
+from tunsplit.tasks.network import Network
+from tunsplit.tasks.settings import policy_of, steering_of
+from tunsplit.tasks.sources import SocketSource
+from tunsplit.wire.ip import NAMES, TCP, UDP
+
+RST_S = 0.005  # how long the kernel may take to send the RST of a destroyed socket: 0.3 ms, seen
+HOLDERS_S = 4.0  # between two looks at who holds the sockets of live flows
+# What takes a new start: sections, by what they would change under running flows.
+FIXED = ("tun", "control")
+
+Json = dict[str, object]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One entry of the list; `saved`: it is in the file."""
+
+    entry: Entry
+    saved: bool
+
+
+class Switch:
+    """Carries switches out."""
+
+    def __init__(
+        self,
+        config: Config,
+        config_file: str,
+        *,
+        judge: Judge,
+        nat: Nat,
+        admit: Admit,
+        diag: SockDiag,
+        source: SocketSource,
+        processes: Processes,
+        network: Network,
+        carry: Callable[[], int],
+    ) -> None:
+        """`carry` takes one batch of packets from the tun to their side, and gives back how many there were."""
+        self._config = config
+        self._config_file = config_file
+        self._list = [Listed(entry, True) for entry in config.apps]
+        self._enabled = config.split.enabled
+        self._judge = judge
+        self._nat = nat
+        self._admit = admit
+        self._diag = diag
+        self._source = source
+        self._processes = processes
+        self._network = network
+        self._carry = carry
+
+    # The list
+
+    def apps(self) -> list[Json]:
+        """The list as it applies now."""
+        self._judge.prepare()
+        matches: dict[int, list[int]] = {}
+        for one in self._judge.tree.listed():
+            for reason in one.reasons:
+                if reason.rule is not None:
+                    matches.setdefault(reason.rule, []).append(one.pid)
+        shown = []
+        for number, listed in enumerate(self._list, start=1):
+            keys = {key: value for key, value in msgspec.structs.asdict(listed.entry).items() if value is not None}
+            shown.append({**keys, "rule": number, "saved": listed.saved, "matches": matches.get(number, [])})
+        return shown
+
+    def add_app(self, path: str) -> bool:
+        """Put a path on the list; False: it was there."""
+        if any(_is_plain(listed.entry, path) for listed in self._list):
+            return False
+        self._set_list([*self._list, Listed(Entry(path=path), False)])
+        return True
+
+    def remove_app(self, path: str) -> bool:
+        """Take what has this path off the list; False: nothing had."""
+        left = [listed for listed in self._list if listed.entry.path != path]
+        if len(left) == len(self._list):
+            return False
+        self._set_list(left)
+        return True
+
+    def clear_apps(self) -> int:
+        """Empty the list; how many there were."""
+        count = len(self._list)
+        self._set_list([])
+        return count
+
+    def _set_list(self, entries: list[Listed]) -> None:
+        before, self._list = self._list, entries
+        try:
+            self._apply()
+        except TunsplitError:
+            self._list = before
+            raise
+
+    # Processes by hand
+
+    def pids(self) -> list[Json]:
+        """Every listed process, with its reasons."""
+        self._judge.prepare()
+        shown: list[Json] = []
+        for one in self._judge.tree.listed():
+            line = self._judge.tree.lineage(one.pid, one.start_time) if one.start_time is not None else []
+            user = line[0].uid if line else None
+            reasons = [reason.words for reason in one.reasons]
+            shown.append({"pid": one.pid, "exe": one.path, "user": user, "reasons": reasons})
+        return shown
+
+    def add_pid(self, pid: int, start_time: int, *, included: bool = False) -> None:
+        """Exclude (or include) a process by hand, with its descendants."""
+        self._judge.prepare()
+        if self._judge.tree.birth(pid, start_time) is None:
+            raise TunsplitError(f"there is no process {pid} any more")
+        self._judge.tree.mark(pid, start_time, Mark.INCLUDED if included else Mark.EXCLUDED)
+        self._changed()
+
+    def remove_pid(self, pid: int) -> bool:
+        """Forget what was said about a process by hand; False: nothing was."""
+        self._judge.prepare()
+        process = self._processes.read(pid)
+        if process is None or not self._judge.tree.mark(pid, process.start_time, None):
+            return False
+        self._changed()
+        return True
+
+    def clear_pids(self) -> int:
+        """Forget all that was said by hand; how many processes it had been said about."""
+        self._judge.prepare()
+        count = sum(reason.mark is not None and reason.ancestor is None
+                    for one in self._judge.tree.listed() for reason in one.reasons)  # fmt: skip
+        self._judge.tree.clear_marks()
+        self._changed()
+        return count
+
+    # Splitting as a whole
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Switch splitting on or off."""
+        self._enabled = enabled
+        self._apply()
+
+    def reload(self) -> list[str]:
+        """Read the configuration again; what changed, in words. What was said at run time still holds.
+
+        Raises:
+            ConfigError: the file is wrong; the configuration in force stays.
+        """
+        try:
+            text = Path(self._config_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{self._config_file}: found no readable file ({error}), expected a configuration"
+            ) from None
+        new = parse(text, self._config_file)
+        changes = _differences(self._config, new)
+        policy_of(new)  # what it raises leaves everything as it was
+        steering = steering_of(new)
+        if new.split.enabled != self._config.split.enabled:
+            self._enabled = new.split.enabled
+        runtime = [listed for listed in self._list if not listed.saved and listed.entry not in new.apps]
+        self._list = [*(Listed(entry, True) for entry in new.apps), *runtime]
+        kept = {section: getattr(self._config, section) for section in FIXED}
+        kept["split"] = msgspec.structs.replace(new.split, protocols=self._config.split.protocols)
+        self._config = msgspec.structs.replace(new, **kept)
+        self._admit.hold_for(new.split.hold)
+        logging.getLogger().setLevel(new.log.level.upper())
+        self._apply()
+        self._network.steer(steering)
+        return changes
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force, without what was said at run time."""
+        return self._config
+
+    # Live flows
+
+    def rejudge(self, flows: Iterable[Flow]) -> None:
+        """Judge flows again; those that have lost their side end, at once."""
+        losers: list[tuple[Flow, Judgement]] = []
+        for flow in flows:
+            judgement = self._judge.judge(flow.owner)
+            if judgement.verdict.value != flow.side:
+                losers.append((flow, judgement))
+            else:
+                flow.reason = judgement.reason
+        if losers:
+            self._end(losers)
+
+    def on_change(self, changed: set[tuple[int, int]]) -> None:
+        """Processes stand elsewhere than before: judge the flows that they hold."""
+        self.rejudge([flow for flow in self._nat if changed & _holders(flow.owner)])
+        self._admit.forget_refusals()
+
+    def _apply(self) -> None:
+        """Bring the list and the mode in force."""
+        split = msgspec.structs.replace(self._config.split, enabled=self._enabled)
+        apps = tuple(listed.entry for listed in self._list)
+        policy = policy_of(msgspec.structs.replace(self._config, apps=apps, split=split))
+        self._judge.prepare()
+        self._judge.set_policy(policy)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._judge.tree.changed()  # told by this, whatever it is
+        self._admit.forget_refusals()
+        self.rejudge(self._nat)
+        self._judge.save_now()
+
+    def _end(self, losers: list[tuple[Flow, Judgement]]) -> None:
+        resets = []
+        for flow, _ in losers:
+            if flow.protocol in (TCP, UDP) and self._destroy(flow) and flow.protocol == TCP:
+                resets.append(flow)
+        deadline = time.monotonic() + RST_S
+        while any(flow.state is FlowState.OPEN for flow in resets) and time.monotonic() < deadline:
+            if not self._carry():
+                time.sleep(RST_S / 50)
+        now = trio.current_time()
+        for flow, judgement in losers:
+            if flow.state in (FlowState.OPEN, FlowState.CLOSING):
+                self._nat.end(flow, FlowEvent.BLOCK, now)
+            if flow.protocol == TCP:
+                self._admit.remember_refused(flow, replace(judgement, reason=f"switched: {judgement.reason}"), now)
+        logger.info("flows ended by a switch", extra={"count": len(losers)})
+
+    def _destroy(self, flow: Flow) -> bool:
+        try:
+            return self._diag.destroy(flow.protocol, flow.key, flow.cookie)
+        except KernelError as error:
+            logger.warning(
+                "a socket cannot be ended: its app hears of it with its next packet", extra={"error": str(error)}
+            )
+            return False
+
+    async def watch_holders(self) -> None:
+        """Look now and then whether the sockets of live flows have other holders, until cancelled.
+
+        No event tells of a descriptor that was passed over a unix socket.
+        """
+        while True:
+            await trio.sleep(HOLDERS_S)
+            by_inode: dict[int, list[Flow]] = {}
+            for flow in self._nat:
+                for inode in flow.sockets:
+                    by_inode.setdefault(inode, []).append(flow)
+            held: dict[int, frozenset[tuple[int, int]]] = {}
+            try:
+                for found in self._processes.scan_all(set(by_inode)) if by_inode else ():
+                    if found is None:
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        held[found[0]] = found[1]
+                self._judge.prepare()
+                self._compare({id(flow): flow for flows in by_inode.values() for flow in flows}.values(), held)
+            except KernelError as error:
+                logger.warning("holders of sockets cannot be found", extra={"error": str(error)})
+
+    def _compare(self, flows: Iterable[Flow], held: dict[int, frozenset[tuple[int, int]]]) -> None:
+        changed = []
+        for flow in flows:
+            keys = frozenset().union(*(held.get(inode, frozenset()) for inode in flow.sockets))
+            if not keys or keys == _holders(flow.owner):
+                continue  # who has none any more is sending its last packets
+            processes = [process for pid, start in keys if (process := self._processes.read(pid)) is not None
+                         and process.start_time == start]  # fmt: skip
+            if processes and flow.owner is not None:
+                flow.owner = Owner(tuple(processes), flow.owner.certainty)
+                changed.append(flow)
+        self.rejudge(flow for flow in changed if flow.state in (FlowState.OPEN, FlowState.CLOSING))
+
+    # Explanations
+
+    def explain(
+        self, *, pid: int | None, exe: str | None, protocol: str | None, source: str | None, destination: str | None
+    ) -> Json:
+        """The whole chain of judgement, without sending a packet."""
+        self._judge.prepare()
+        if pid is not None:
+            process = self._judge.look_again(pid)
+            if process is None:
+                raise TunsplitError(f"there is no process {pid}")
+            return {"app": _app(process), **self._explained(Owner((process,)))}
+        if exe is not None:
+            return self._explain_program(exe)
+        if protocol is None or source is None or destination is None:
+            raise TunsplitError("expected a pid, a program, or protocol, source and destination")
+        return self._explain_flow(protocol, source, destination)
+
+    def _explain_program(self, exe: str) -> Json:
+        """What the rules say of a program, whoever starts it."""
+        path = resolve(exe)
+        identity = identify(path)
+        if identity is None:
+            raise TunsplitError(f"{exe}: there is no such file")
+        program = Process(0, 0, 0, -1, Executable(path, False, identity, identity))
+        rules = [rule for rule in self._judge.policy.rules if rule.claims(program)]
+        reasons: Reasons = tuple(Reason(rule.number, rule.label) for rule in rules)
+        judgement = self._judge.policy.judge(Owner((program,)), lambda _: reasons)
+        return {
+            "app": None,
+            "exe": path,
+            "reasons": [reason.words for reason in reasons],
+            "verdict": judgement.verdict.value,
+            "reason": judgement.reason,
+            "note": "started by an app that is listed, it is listed too; rules by user or cgroup need a process",
+        }
+
+    def _explain_flow(self, protocol: str, source: str, destination: str) -> Json:
+        number = next((number for number, name in NAMES.items() if name == protocol), None)
+        if number is None:
+            raise TunsplitError(f"protocol {protocol!r}: expected one of {', '.join(NAMES.values())}")
+        key = _key(source, destination)
+        attribution: Attribution | None = None
+        for found in search_all((self._source,), number, key):
+            attribution = found or attribution
+        owner = attribution.owner if attribution else None
+        way = None
+        explained = self._explained(owner)
+        if explained["verdict"] != "block":
+            way = self._network.way(str(explained["verdict"]), 4 if len(key) == 12 else 6, destination_of(key))
+        known = self._nat.outbound.find(number, key)
+        return {
+            "app": _app(owner.process) if owner else None,
+            "found_by": attribution.how if attribution else "no socket",
+            "certainty": attribution.certainty.value if attribution else None,
+            "sockets": list(attribution.sockets) if attribution else [],
+            **explained,
+            "way": None if way is None else {"side": way.side, "source": str(ip_address(way.source))},
+            "flow": None if known is None else {"side": known.flow.side, "state": known.flow.state.value},
+        }
+
+    def _explained(self, owner: Owner | None) -> Json:
+        judgement = self._judge.judge(owner)
+        holders: list[Json] = []
+        for process in owner.holders if owner else ():
+            reasons = self._judge.reasons(process)
+            birth = self._judge.tree.birth(process.pid, process.start_time)
+            line = self._judge.tree.lineage(process.pid, process.start_time)
+            holders.append(
+                {
+                    **_app(process),
+                    "birth": birth.value if birth else "unknown",
+                    "parents": [_app(one) for one in line[1:]],
+                    "reasons": None if reasons is None else [reason.words for reason in reasons],
+                }
+            )
+        return {
+            "mode": self._judge.policy.mode.value,
+            "enabled": self._judge.policy.enabled,
+            "holders": holders,
+            "verdict": judgement.verdict.value,
+            "reason": judgement.reason,
+        }
+
+
+def _is_plain(entry: Entry, path: str) -> bool:
+    return entry == Entry(path=path)
+
+
+def _holders(owner: Owner | None) -> set[tuple[int, int]]:
+    return {(process.pid, process.start_time) for process in owner.holders} if owner else set()
+
+
+def _app(process: Process) -> Json:
+    return {
+        "pid": process.pid,
+        "exe": process.executable.path if process.executable else "",
+        "user": process.uid,
+    }
+
+
+def _key(source: str, destination: str) -> bytes:
+    """The four-tuple of a flow written as "ADDR:PORT" or "[ADDR]:PORT" at both ends.
+
+    Raises:
+        TunsplitError: it is no such flow.
+    """
+    ends = []
+    for text in (source, destination):
+        address, _, port = text.rpartition(":")
+        try:
+            ends.append((ip_address(address.strip("[]")), int(port).to_bytes(2, "big")))
+        except (ValueError, OverflowError):
+            raise TunsplitError(f"found {text!r}, expected ADDR:PORT or [ADDR]:PORT") from None
+    (source_ip, source_port), (destination_ip, destination_port) = ends
+    if source_ip.version != destination_ip.version:
+        raise TunsplitError("source and destination are of different IP versions")
+    return source_ip.packed + destination_ip.packed + source_port + destination_port
+
+
+def _differences(old: Config, new: Config) -> list[str]:
+    """What a reload changes, in words."""
+    changes = []
+    for section in new.__struct_fields__:
+        if section == "apps":
+            before, after = set(old.apps), set(new.apps)
+            changes += [f"[[app]] added: {entry.path or entry}" for entry in new.apps if entry not in before]
+            changes += [f"[[app]] removed: {entry.path or entry}" for entry in old.apps if entry not in after]
+            continue
+        was, now = getattr(old, section), getattr(new, section)
+        for key in now.__struct_fields__:
+            if getattr(was, key) != getattr(now, key):
+                late = section in FIXED or (section, key) == ("split", "protocols")
+                changes.append(f"[{section}] {key}" + (" takes effect at the next start" if late else ""))
+    return changes
