@@ -5,11 +5,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from tests.craft import ICMP, ICMPV6, UDP, address, ends
-from tunsplit.engine.flow import Flow
+from tunsplit.engine.flow import UDP_CONFIRM_S, Flow
 from tunsplit.engine.nat import PORT_POOLS, Direction, Nat, Way
 from tunsplit.engine.ports import PortPool
-from tunsplit.engine.slowpath import Ready, SlowPath, Unknown
+from tunsplit.engine.slowpath import Ready, SlowPath, Unknown, flow_key
+from tunsplit.errors import MalformedPacket
 from tunsplit.wire import vnet
+from tunsplit.wire.ip import parse_untrusted
 
 NOW = 1000.0
 NEEDS_CSUM = bytes((vnet.NEEDS_CSUM,)) + bytes(9)
@@ -63,8 +65,25 @@ class World:
         return self.open(f"{source}:{identifier} > {destination}:0", outside=outside, protocol=ICMP, device=device)
 
     def sent(self, packet: bytes, *, finished: bool = True) -> bytes | None:
-        """What the fast path makes of an app's packet; None: it needs the slow path."""
-        return self._fast(self.nat.outbound, packet, finished)
+        """What the fast path makes of an app's packet; None: it needs the slow path.
+
+        A datagram after a pause is judged again; here it is always the same socket's.
+        """
+        sent = self._fast(self.nat.outbound, packet, finished)
+        return self._confirmed(packet, vnet.NONE if finished else NEEDS_CSUM) if sent is None else sent
+
+    def _confirmed(self, packet: bytes, header: bytes) -> bytes | None:
+        try:
+            headers = parse_untrusted(packet, len(packet))
+        except MalformedPacket:
+            return None
+        if headers.protocol != UDP or headers.size != len(packet) or headers.identification or headers.options:
+            return None
+        rewrite = self.nat.outbound.find(UDP, flow_key(packet, headers))
+        if rewrite is None or self.now - rewrite.last_seen <= UDP_CONFIRM_S:
+            return None
+        unknown = Unknown(UDP, rewrite.flow.key, headers, header, packet)
+        return bytes(self.outbound.pass_on(unknown, rewrite, self.now)[0].packet)
 
     def received(self, packet: bytes, device: Device = UPLINK, *, finished: bool = True) -> bytes | None:
         """What the fast path makes of a packet that comes in on a device."""

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 
@@ -49,6 +50,13 @@ SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
 logger = logging.getLogger(__name__)
 
 
+class Daemon(NamedTuple):
+    """A running daemon: what it shows, and what can be switched."""
+
+    report: Report
+    switch: Switch
+
+
 def run(config: Config, *, config_file: str, ready: Callable[[], None]) -> None:
     """Split traffic in the network namespace of the calling thread until SIGTERM or SIGINT.
 
@@ -62,7 +70,7 @@ def run(config: Config, *, config_file: str, ready: Callable[[], None]) -> None:
 
 async def _run_until_signal(config: Config, config_file: str, ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_daemon(config, config_file) as switch:
+        async with open_daemon(config, config_file) as daemon:
             # What has been made so far lives as long as the daemon: the collector need not look at it again.
             gc.freeze()
             ready()
@@ -70,19 +78,21 @@ async def _run_until_signal(config: Config, config_file: str, ready: Callable[[]
                 if number != signal.SIGHUP:
                     logger.info("stopping", extra={"signal": signal.Signals(number).name})
                     return
-                on_hangup(switch)
+                on_hangup(daemon.switch)
 
 
 @asynccontextmanager
-async def open_daemon(config: Config, config_file: str = "") -> AsyncIterator[Switch]:
+async def open_daemon(config: Config, config_file: str = "") -> AsyncIterator[Daemon]:
     """A running daemon, in the network namespace of the calling thread; undone on leaving.
+
+    `config_file` is where a reload finds the configuration.
 
     Raises:
         TunsplitError: it cannot start, and nothing is left behind; or the host could not be put back whole.
     """
     try:
-        async with _open_daemon(config, config_file) as switch:
-            yield switch
+        async with _open_daemon(config, config_file) as daemon:
+            yield daemon
     except BaseExceptionGroup as group:
         # Nurseries wrap what ends them, also if it is one error only.
         error: BaseException = group
@@ -94,7 +104,7 @@ async def open_daemon(config: Config, config_file: str = "") -> AsyncIterator[Sw
 
 
 @asynccontextmanager
-async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Switch]:
+async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon]:
     with ExitStack() as stack:
         stack.enter_context(Instance.acquire())
         rtnetlink = stack.enter_context(Rtnetlink())
@@ -183,7 +193,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Switch
             nursery.start_soon(network.confirm_neighbours)
             nursery.start_soon(expiry.expire, nat, ports, fragments, counters)
             await nursery.start(control.serve, config.control, {**report.verbs(), **Verbs(switch, config_file).verbs()})
-            yield switch
+            yield Daemon(report, switch)
             nursery.cancel_scope.cancel()
 
 

@@ -32,4 +32,4 @@ class NotRunning(TunsplitError):
 
 
 class MalformedPacket(Exception):
-    """Bytes from outside that are no packet. Raised in wire/, caught by its caller, counted, never logged one by one."""
+    """Bytes from outside that are no packet. Raised in wire/, caught by its caller, counted, never logged singly."""

@@ -67,6 +67,7 @@ def test_a_name_that_nft_cannot_hold_is_an_error_and_no_rule(name):
 
 def test_the_reject_chain_alone_is_left_out_without_the_firewall():
     with_it, without = rulesets(TYPICAL)["inet"], rulesets(replace(TYPICAL, firewall=False))["inet"]
+    with_it = with_it.replace("\tmeta l4proto tcp accept\n", "", 1)  # what is left to it to refuse
 
     assert with_it.startswith(without)
     assert with_it.removeprefix(without).startswith("chain outgoing {")

@@ -1,5 +1,6 @@
 """A tun and a packet socket whose kernel is the test, and the flow that goes from one to the other."""
 
+import math
 import os
 import socket
 from ipaddress import ip_address
@@ -175,7 +176,9 @@ def draw_all(table: Nat, name: str) -> None:
 def opened(table: Nat, text: str, way: Way, *, protocol: int = UDP, port: int = 50000, app: App | None = None) -> Flow:
     """Open a flow as if its port had been drawn."""
     draw_all(table, {TCP: "tcp", UDP: "udp"}.get(protocol, "echo"))
-    return table.open(protocol, ends(text).key, way, port, 0.0, app=app, reason="default", attribution="exact")
+    flow = table.open(protocol, ends(text).key, way, port, 0.0, app=app, reason="default", attribution="exact")
+    flow.original.last_seen = math.inf  # no pause after which its socket would be asked for again
+    return flow
 
 
 def framed(packet: bytes, header: bytes = vnet.NONE) -> tuple[memoryview, int]:

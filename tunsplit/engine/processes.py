@@ -85,7 +85,7 @@ class ProcessTree:
         """Take in the very first look at all processes."""
         self._take_in(processes, Birth.PICTURED)
 
-    def rescan(self, processes: Iterable[Process]) -> None:
+    def rescan(self, processes: Iterable[Process], *, birth: Birth = Birth.MISSED) -> None:
         """Take in a look at all processes, after events were lost: who is new was missed, who is not there is dead."""
         processes = list(processes)
         there = {process.pid: process.start_time for process in processes}
@@ -95,7 +95,7 @@ class ProcessTree:
                 node.leader, node.threads = True, 0
             else:
                 self._bury(node)
-        self._take_in(processes, Birth.MISSED)
+        self._take_in(processes, birth)
         self._all_suspect = True
 
     def fork(self, parent: int, child: int, at: int) -> None:

@@ -31,8 +31,12 @@ def dump(tree: ProcessTree) -> list[dict[str, Any]]:
     return records
 
 
-def load(data: object, rules: Sequence[Rule], picture: Iterable[Process]) -> ProcessTree:
-    """A tree from what `dump` gave, and a look at all processes of now; without such data, as for the first time."""
+def load(data: object, rules: Sequence[Rule], picture: Iterable[Process], *, recent: bool = True) -> ProcessTree:
+    """A tree from what `dump` gave, and a look at all processes of now; without such data, as for the first time.
+
+    `recent`: who was born since then was missed. Otherwise they are believed, as for the first time: nobody promised to
+    know of them.
+    """
     tree = ProcessTree(rules)
     known: dict[int, Node] = {}
     for number, record in enumerate(data if isinstance(data, list) else []):
@@ -46,7 +50,7 @@ def load(data: object, rules: Sequence[Rule], picture: Iterable[Process]) -> Pro
         if tree.restore(node, above, born_as):
             known[number] = node
     if known:
-        tree.rescan(picture)
+        tree.rescan(picture, birth=Birth.MISSED if recent else Birth.PICTURED)
     else:
         tree.picture(picture)
     return tree

@@ -340,6 +340,9 @@ class Admit:
             self._quiet_until = now + QUIET_S
             traceback = None if isinstance(error, KernelError) else error
             logger.error("a flow cannot be judged and is refused", exc_info=traceback, extra={"error": str(error)})
+        for packet in packets:
+            if (known := self._nat.outbound.find(packet.protocol, packet.key)) is not None:
+                self._nat.end(known.flow, FlowEvent.BLOCK, now)
         self.refuse(packets, Judgement(Verdict.BLOCK, "the kernel gave no answer"), None, now)
 
     def statistics(self) -> dict[str, int]:

@@ -11,9 +11,10 @@ If the events fail, nothing is judged: a KernelError reaches whoever asks, and t
 import json
 import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -27,9 +28,14 @@ from tunsplit.kernel.procevents import BATCH, Event, Exec, Exit, Fork, Overrun, 
 from tunsplit.kernel.procfs import Processes
 from tunsplit.process import Process
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SAVE_S = 1.0  # how much of the tree a SIGKILL may cost; whoever was born since counts as missed
 RETRY_S = 1.0
 MOST_BATCHES = 256  # of events before one packet is judged: a fork bomb must not keep us for ever
+MOST_ROUNDS = 8  # of programs that are read while others are started
+GAP_S = 60.0  # without us, after which who was born meanwhile is believed as at a first start
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +59,13 @@ class Judge:
         self.on_change: Callable[[set[tuple[int, int]]], None] = lambda _: None
         self.counters: Counter[str] = Counter()
         self._events = ProcessEvents()
-        self._lost = False  # events, since all processes were looked at
         self._processes = processes
         self._state_file = state_file
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._saved: bytes | None = None
         processes.keys = keys_of(policy.rules)
-        self.tree = processstate.load(self._load(), policy.rules, self._look_at_all())
+        saved, recent = self._load()
+        self.tree = processstate.load(saved, policy.rules, self._look_at_all(), recent=recent)
 
     # Judging
 
@@ -70,17 +76,15 @@ class Judge:
             KernelError: that cannot be known; nothing may be judged.
         """
         try:
-            for _ in range(MOST_BATCHES):
-                if not (events := self._events.read()):
+            for _ in range(MOST_ROUNDS):
+                self._drain()
+                if not (unread := self.tree.take_unread()):
                     break
-                for event in events:
-                    self._apply(event)
-                if self._lost and len(events) < BATCH:  # the queue is empty, and goes on from here
-                    self._lost = False
-                    self.tree.rescan(self._look_at_all())
-                self._read_new()
-            else:
-                raise KernelError("processes are born faster than they can be taken in")
+                read = [(process, image) for pid, image in unread if (process := self._processes.read(pid)) is not None]
+                # What was read may be what an event says that came meanwhile: then the tree does not take it.
+                self._drain()
+                for process, image in read:
+                    self.tree.look(process, image)
         except KernelError as error:
             self.failure = str(error)
             raise
@@ -175,18 +179,19 @@ class Judge:
             return
         listed = self.tree.listed()
         data = json.dumps({"boot": self._boot, "tree": processstate.dump(self.tree)}).encode() if listed else None
-        if data == self._saved:
-            return
-        self._saved = data
         try:
             if data is None:
                 self._state_file.unlink(missing_ok=True)
-                return
-            self._state_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            new = self._state_file.with_suffix(".new")
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-                file.write(data)
-            new.replace(self._state_file)
+            elif data != self._saved:
+                self._state_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                new = self._state_file.with_suffix(".new")
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+                with os.fdopen(os.open(new, flags, 0o600), "wb") as file:
+                    file.write(data)
+                new.replace(self._state_file)
+            if data is not None:  # the time is that of the last look, in seconds since boot
+                os.utime(self._state_file, (_now(), _now()))
+            self._saved = data
         except OSError as error:
             self.counters["process_tree_not_saved"] += 1
             logger.warning("the process tree cannot be saved", extra={"error": str(error)})
@@ -196,6 +201,23 @@ class Judge:
         return {**{f"tree_{name}": count for name, count in self.tree.statistics().items()}, **self.counters}
 
     # How it is done
+
+    def _drain(self) -> None:
+        lost = False
+        for _ in range(MOST_BATCHES):
+            events = self._events.read()
+            for event in events:
+                if isinstance(event, Overrun):
+                    lost = True
+                else:
+                    self._apply(event)
+            if len(events) < BATCH:
+                break
+        else:
+            raise KernelError("processes are born faster than they can be taken in")
+        if lost:  # the queue has been emptied, and goes on from here
+            self.counters["process_events_overrun"] += 1
+            self.tree.rescan(self._look_at_all())
 
     def _apply(self, event: Event) -> None:
         tree = self.tree
@@ -209,16 +231,8 @@ class Judge:
                 tree.exec(tgid, at)
             case Exit(pid, tgid, at):
                 tree.exit(pid, tgid, at)
-            case UidChanged(_, tgid, _, at):
+            case UidChanged(pid, tgid, _, at) if pid == tgid:
                 tree.uid_changed(tgid, at)
-            case Overrun():
-                self.counters["process_events_overrun"] += 1
-                self._lost = True
-
-    def _read_new(self) -> None:
-        for pid, image in self.tree.take_unread():
-            if (process := self._processes.read(pid)) is not None:
-                self.tree.look(process, image)
 
     def _look_at_all(self) -> list[Process]:
         return [process for pid in self._pids() if (process := self._processes.read(pid)) is not None]
@@ -230,17 +244,24 @@ class Judge:
         node = self._processes.read(pid)
         return [] if node is None else self.tree.lineage(pid, node.start_time)[1:]
 
-    def _load(self) -> object:
+    def _load(self) -> tuple[object, bool]:
+        """What was saved, and whether that was so lately that who was born since was missed."""
         if self._state_file is None:
-            return None
+            return None, False
         try:
             with os.fdopen(os.open(self._state_file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-                if os.fstat(file.fileno()).st_uid != os.geteuid():
-                    return None
-                saved = json.load(file)
+                status = os.fstat(file.fileno())
+                saved = json.load(file) if status.st_uid == os.geteuid() else None
         except FileNotFoundError:
-            return None
+            return None, False
         except (OSError, ValueError) as error:
             logger.warning("the saved process tree cannot be read", extra={"error": str(error)})
-            return None
-        return saved.get("tree") if isinstance(saved, dict) and saved.get("boot") == self._boot else None
+            return None, False
+        if not isinstance(saved, dict) or saved.get("boot") != self._boot:
+            return None, False
+        return saved.get("tree"), _now() - status.st_mtime < GAP_S
+
+
+def _now() -> float:
+    """Seconds since boot, suspended ones too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
