@@ -159,6 +159,9 @@ class FakePorts:
         self.counters: Counter[str] = Counter()
         self.error: Exception | None = None
 
+    def asked_port(self, _: bytes, __: Way) -> int | None:
+        return None
+
     def choose(self, protocol: int, key: bytes, way: Way, _: float) -> int | None:
         if self.error:
             raise self.error

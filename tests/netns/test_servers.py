@@ -90,6 +90,20 @@ async def test_a_udp_server_answers_on_its_own_side(stage, client, version, name
 
 
 @BOTH
+async def test_a_udp_answer_leaves_from_the_address_and_port_that_were_asked(stage, excluded, client, version):
+    """L38: the server is bound to every address, the client connected: it hears no other port."""
+    family, every = {4: ("AF_INET", ""), 6: ("AF_INET6", "::")}[version]
+    await excluded(f"own = socket.socket(socket.{family}, socket.SOCK_DGRAM); own.bind(('{every}', 8080))")
+    await client("own = udp(host, 8080)", host=str(HOST[version]))
+    for question in ("one", "two"):
+        await client("own.send(question.encode())", question=question)
+        await excluded("data, peer = own.recvfrom(100); own.sendto(data[::-1], peer)")
+        assert question[::-1] == await client("own.recv(100).decode()")
+
+    assert {"uplink"} == await stage.where(address=SERVER[version])
+
+
+@BOTH
 async def test_the_tunnels_and_the_tuns_addresses_do_not_show_on_the_uplink(stage, excluded, version):
     """L19 (CVE-2019-14899): a neighbour that asks for them, or forges a SYN to them, gets no answer."""
     await excluded(listen(version, 8080))

@@ -252,12 +252,26 @@ class Nat:
         return flow
 
     def open_untranslated(
-        self, protocol: int, key: bytes, way: Way, now: float, *, app: App | None, reason: str, attribution: str
+        self,
+        protocol: int,
+        key: bytes,
+        way: Way,
+        now: float,
+        *,
+        app: App | None,
+        reason: str,
+        attribution: str,
+        port: int | None = None,
     ) -> Flow:
-        """Open a flow that carries its side's address already: only its original direction is ours."""
-        flow = Flow(protocol, key, key, way.side, now, app, reason, attribution, translated=False)
-        flow.original = _rewrite(flow, key, key, way, now)
-        flow.reply = _rewrite(flow, reversed_key(key), reversed_key(key), way, now)
+        """Open a flow of which only the original direction is ours; what comes in is the kernel's.
+
+        It carries its side's address already; or, with `port`, it is the answer of a UDP server that is bound to every
+        address, and leaves from the side's address and the port that were asked (RFC 8085 §5.2).
+        """
+        outside = key if port is None else _outside(key, way.source, port)
+        flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, translated=False)
+        flow.original = _rewrite(flow, key, outside, way, now)
+        flow.reply = _rewrite(flow, reversed_key(outside), reversed_key(key), way, now)
         self._enter(flow, now)
         return flow
 

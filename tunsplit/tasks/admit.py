@@ -280,6 +280,13 @@ class Admit:
             )
             flow.owner, flow.sockets = attribution.owner, attribution.sockets
             return True
+        if protocol == UDP and (asked := self._ports.asked_port(key, way)) is not None:
+            flow = self._nat.open_untranslated(
+                protocol, key, way, now,
+                app=app, reason=judgement.reason, attribution=attribution.certainty.value, port=asked,
+            )  # fmt: skip
+            flow.owner, flow.sockets, flow.cookie = attribution.owner, attribution.sockets, attribution.cookie
+            return True
         port = None
         if protocol in PORT_POOLS:
             port = self._ports.choose(protocol, key, way, now)

@@ -69,6 +69,16 @@ class PortChoice:
         self.counters["ports_exhausted"] += 1
         return None
 
+    def asked_port(self, key: bytes, way: Way) -> int | None:
+        """The port that a datagram has to leave from because it answers one that came in on its side; None: it does not.
+
+        A UDP server that is bound to every address answers from the tun's; the kernel remembers who asked, and where.
+        """
+        port = int.from_bytes(key[-4:-2], "big")
+        peer, peer_port = destination_of(key), int.from_bytes(key[-2:], "big")
+        entry = self._conntrack.find(UDP, peer, way.source, peer_port, port)
+        return port if entry is not None and entry.original.source == peer else None
+
     def rest(self, now: float) -> None:
         """Give the kernel back the ports that have rested, and see that the table which holds the others is there.
 
