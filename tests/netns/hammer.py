@@ -1,13 +1,15 @@
 """An app that never stops sending: what it says is numbered, so what was sent after a switch can be told."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import dpkt
 
-from tests.netns.stage import SERVER, App, until
+from tests.netns.stage import SERVER, until
 from tunsplit.lab.observer import Observer
+
+Tell = Callable[[str], Awaitable[Any]]  # an app, or its child
 
 # Each socket has a thread of its own, which ends with the first error that its socket gives.
 CODE = """
@@ -30,7 +32,7 @@ CONNECTED = {f"{protocol}{version}": (protocol, version) for protocol in ("tcp",
 NUMBER = re.compile(rb" (\d{8})\.")
 
 
-async def begin(app: App, words: Iterable[str] = CONNECTED) -> None:
+async def begin(app: Tell, words: Iterable[str] = CONNECTED) -> None:
     """Have an app send on a connected socket for each of these, in IPv4 and IPv6, TCP and UDP."""
     await app(CODE)
     for word in words:
@@ -64,7 +66,7 @@ def resets(observer: Observer, version: int) -> int:
     return sum(bool(layer(frame.frame[start:]).data.flags & dpkt.tcp.TH_RST) for frame in frames)
 
 
-async def until_ended(app: App, words: Iterable[str] = CONNECTED) -> dict[str, Any]:
+async def until_ended(app: Tell, words: Iterable[str] = CONNECTED) -> dict[str, Any]:
     """Wait until every socket has given an error; which one, by word."""
 
     async def ended() -> Any:
