@@ -4,30 +4,13 @@ import pytest
 
 from tests.netns import hammer
 from tests.netns.family import agent, bear, bear_daemon
-from tests.netns.stage import HOST, HOST_TUNNEL, RELAY, SERVER, Stage, open_stage, until
+from tests.netns.sides import SEEN_AS, is_on, listed
+from tests.netns.stage import HOST_TUNNEL, SERVER, Stage, open_stage, until
 
 pytestmark = pytest.mark.netns
 
-SEEN_AS = {"uplink": HOST, "tunnel": RELAY}
 MANY = 20
 SIDES = pytest.mark.parametrize(("program", "side"), [("excluded", "uplink"), ("included", "tunnel")])
-
-
-async def is_on(stage, app, side):
-    """Whether an app is on this side only, by TCP and UDP, IPv4 and IPv6."""
-    stage.clear()
-    for version in (4, 6):
-        for protocol in ("tcp", "udp"):
-            seen_as = await app(f"ask('{protocol}', SERVER{version})")
-            assert str(SEEN_AS[side][version]) == seen_as
-        assert {side} == await stage.where(destination=SERVER[version])
-    return True
-
-
-async def lines_about(stage, pid):
-    """What `tunsplit pid list` says about a process."""
-    lines = (await stage.daemon.command("pid", "list")).stdout.splitlines()
-    return [line for line in lines if line.split()[0] == str(pid)]
 
 
 @SIDES
@@ -92,7 +75,7 @@ async def test_a_daemon_stays_where_it_was_born(stage, program, side):
         daemon = await bear_daemon(relay, between, other)
         assert 1 == await daemon("os.getppid()")
         assert await is_on(stage, daemon, side)
-        lines = await lines_about(stage, daemon.pid)
+        lines = await listed(stage, daemon.pid)
 
     assert (side == "uplink") == bool(lines)
     for line in lines:
@@ -159,7 +142,7 @@ async def test_a_removed_rule_takes_with_it_just_what_it_alone_caused(lab):
         one = await bear(parent, agent(third))
         assert await is_on(stage, both, "uplink")
         assert await is_on(stage, one, "uplink")
-        (line,) = await lines_about(stage, both.pid)
+        (line,) = await listed(stage, both.pid)
         assert f"rule 2: {second}; inherited from {parent.pid} ({first})" in line
 
         await stage.daemon.command("app", "remove", str(first))

@@ -1,0 +1,25 @@
+"""On which side an app is, beyond doubt: both wires are watched, and the server says whom it saw."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tests.netns.stage import HOST, RELAY, SERVER, Stage
+
+SEEN_AS = {"uplink": HOST, "tunnel": RELAY}
+
+
+async def is_on(stage: Stage, app: Callable[[str], Awaitable[Any]], side: str) -> bool:
+    """Whether an app is on this side only, by TCP and UDP, IPv4 and IPv6; what was seen before is forgotten."""
+    stage.clear()
+    for version in (4, 6):
+        for protocol in ("tcp", "udp"):
+            seen_as = await app(f"ask('{protocol}', SERVER{version})")
+            assert str(SEEN_AS[side][version]) == seen_as
+        assert {side} == await stage.where(destination=SERVER[version])
+    return True
+
+
+async def listed(stage: Stage, pid: int) -> list[str]:
+    """The line that `tunsplit pid list` has for a process, or none."""
+    lines = (await stage.daemon.command("pid", "list")).stdout.splitlines()
+    return [line for line in lines if line.split()[0] == str(pid)]
