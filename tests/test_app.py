@@ -219,7 +219,7 @@ async def test_a_removed_tun_blocks_and_ends_nothing(host, config, caplog):
 async def test_sides_that_come_and_go_leave_nothing_behind(host, config, monkeypatch):
     seen = []
 
-    async def expire(_, __, fragments, ___):
+    async def expire(_, __, fragments, *___):
         seen.append(fragments)
 
     monkeypatch.setattr("tunsplit.tasks.expiry.expire", expire)

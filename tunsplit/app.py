@@ -29,6 +29,7 @@ from tunsplit.kernel.instance import Instance
 from tunsplit.kernel.nft import LivePorts
 from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.rtnetlink import Rtnetlink, RtnetlinkEvents
+from tunsplit.kernel.sockdeaths import SocketDeaths
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.kernel.tun import Tun
 from tunsplit.names import NAT_FIRST, NAT_LAST
@@ -43,6 +44,7 @@ from tunsplit.tasks.side import SideDevice, frame_buffer
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.tasks.switch import Switch
 from tunsplit.tasks.verbs import Verbs, on_hangup
+from tunsplit.wire.ip import UDP
 
 STATE = Path("/run/tunsplit")
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
@@ -112,6 +114,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         live_ports = stack.enter_context(LivePorts())
         diag = stack.enter_context(closing(SockDiag()))
         conntrack = stack.enter_context(closing(Conntrack()))
+        deaths = stack.enter_context(closing(SocketDeaths(UDP)))
         processes = stack.enter_context(closing(Processes()))
         judge = Judge(policy_of(config), processes, state_file())
         stack.callback(judge.close)
@@ -191,7 +194,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             nursery.start_soon(switch.watch_holders)
             nursery.start_soon(network.watch)
             nursery.start_soon(network.confirm_neighbours)
-            nursery.start_soon(expiry.expire, nat, ports, fragments, counters)
+            nursery.start_soon(expiry.expire, nat, ports, fragments, deaths, counters)
             await nursery.start(control.serve, config.control, {**report.verbs(), **Verbs(switch, config_file).verbs()})
             yield Daemon(report, switch)
             nursery.cancel_scope.cancel()

@@ -86,7 +86,7 @@ def test_fin_both_ways_closes_and_one_does_not():
     world.sent(tcp(OUT, flags=FIN | ACK))
     assert S.OPEN is flow.state
     world.received(tcp(BACK, flags=FIN | ACK))
-    assert ("closing", rules.TCP_LINGER_S) == (flow.state.value, flow.idle_s)
+    assert ("closing", rules.LINGER_S) == (flow.state.value, flow.idle_s)
     assert world.sent(tcp(OUT, flags=ACK)) is not None
     assert world.received(tcp(BACK, flags=FIN | ACK)) is not None
     assert "closing" == flow.state.value

@@ -137,7 +137,7 @@ def test_a_cookie_that_is_not_the_sockets_spares_it(diag):
 
 @pytest.fixture
 def deaths(diag):
-    with closing(SocketDeaths()) as listening:
+    with closing(SocketDeaths(socket.IPPROTO_TCP, socket.IPPROTO_UDP)) as listening:
         while select.select([listening], [], [], 0.05)[0]:
             listening.read()
         yield listening

@@ -35,7 +35,7 @@ def diag(tun):
 
 @pytest.fixture
 def deaths(tun, diag):
-    with closing(SocketDeaths()) as listening:
+    with closing(SocketDeaths(socket.IPPROTO_TCP, socket.IPPROTO_UDP)) as listening:
         while select.select([listening], [], [], 0.05)[0]:  # of those that the other fixtures tried
             listening.read()
         yield listening
@@ -93,7 +93,7 @@ def test_a_batch_is_bounded(deaths, monkeypatch):
 @netns
 def test_what_was_lost_is_counted(tun, monkeypatch):
     monkeypatch.setattr(sockdeaths, "BUFFER", 1)
-    with closing(SocketDeaths()) as deaths:
+    with closing(SocketDeaths(socket.IPPROTO_TCP, socket.IPPROTO_UDP)) as deaths:
         while not deaths.statistics()["overruns"]:
             for _ in range(20):
                 udp().close()
@@ -103,16 +103,16 @@ def test_what_was_lost_is_counted(tun, monkeypatch):
 
 @netns
 def test_a_kernel_that_does_not_tell_is_an_error(tun, monkeypatch):
-    monkeypatch.setattr(sockdeaths, "GROUPS", (1000,))
+    monkeypatch.setattr(sockdeaths, "GROUPS", {socket.IPPROTO_TCP: (1000,), socket.IPPROTO_UDP: ()})
     with pytest.raises(KernelError, match="news of dead sockets: Invalid argument"):
-        SocketDeaths()
+        SocketDeaths(socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 
 
 @netns
 def test_a_kernel_without_sock_diag_is_an_error(tun, monkeypatch):
     monkeypatch.setattr(sockdeaths, "NETLINK_SOCK_DIAG", 31)
     with pytest.raises(KernelError, match="sock_diag: Protocol not supported"):
-        SocketDeaths()
+        SocketDeaths(socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 
 
 @netns

@@ -9,7 +9,7 @@ import trio
 from tests.craft import ends
 from tests.fakes.devices import FAR4, ICMP, TCP, TUN4, UDP, Side, opened
 from tests.fakes.judges import as_real
-from tunsplit.engine.flow import FlowEvent
+from tunsplit.engine.flow import LINGER_S, UDP_S, Flow, FlowEvent, FlowState
 from tunsplit.engine.fragments import Fragments
 from tunsplit.engine.nat import Nat
 from tunsplit.engine.ports import BATCH, REST_S, PortPool
@@ -64,8 +64,23 @@ class FakeKernel:
         return False
 
 
+class FakeDeaths:
+    """Who died since it was last asked."""
+
+    def __init__(self):
+        self.dead: list[tuple[int, bytes]] = []
+        self.error: Exception | None = None
+
+    def read(self):
+        if self.error:
+            raise self.error
+        dead, self.dead = self.dead, []
+        return dead
+
+
 class World:
     def __init__(self):
+        self.deaths = FakeDeaths()
         self.side = Side("tunnel")
         self.nat = Nat({name: PortPool(49152, 65535, lambda _: 0) for name in ("tcp", "udp", "echo")})
         self.live, self.kernel = FakeLivePorts(), FakeKernel()
@@ -242,7 +257,7 @@ def test_a_port_rests_before_the_kernel_gets_it_back(world):
 async def test_once_a_second_what_is_due_ends(world, nursery, autojump_clock):
     pieces = Fragments()
     counters: Counter[str] = Counter()
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [pieces], counters)
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [pieces], as_real(world.deaths), counters)
     start = trio.current_time()
     key = ends(FLOW).key
     port = world.choose(UDP)
@@ -263,9 +278,54 @@ async def test_a_kernel_that_does_not_listen_ends_nothing(world, nursery, autoju
     world.nat.end(flow, FlowEvent.TIMEOUT, trio.current_time())
     world.live.error = KernelError("nft: no")
     counters: Counter[str] = Counter()
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [], counters)
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [], as_real(world.deaths), counters)
 
     await trio.sleep(REST_S + 5)
 
     assert {"ports_not_told": 1} == counters
     assert ["ports cannot be given back"] == [record.message for record in caplog.records]
+
+
+COOKIE = b"8 bytes."
+
+
+def with_cookie(world, protocol):
+    now = trio.current_time()
+    return world.nat.open(protocol, ends(FLOW).key, world.way, world.choose(protocol), now, cookie=COOKIE)
+
+
+@pytest.mark.parametrize(("protocol", "left"), [(UDP, 0), (TCP, 1)])
+async def test_a_udp_flow_ends_soon_after_its_socket(world, nursery, autojump_clock, protocol, left):
+    """A TCP connection says so itself: its last packets may still be under way."""
+    with_cookie(world, protocol)
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [], as_real(world.deaths), Counter())
+    world.deaths.dead = [(protocol, COOKIE), (protocol, b"another.")]
+
+    await trio.sleep(LINGER_S + 5)
+    assert left == len(world.nat)
+
+
+async def test_without_news_of_dead_sockets_flows_end_by_time(world, nursery, autojump_clock, caplog):
+    with_cookie(world, UDP)
+    counters: Counter[str] = Counter()
+    world.deaths.error = KernelError("sock_diag: no")
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [], as_real(world.deaths), counters)
+
+    await trio.sleep(UDP_S + 5)
+    assert 0 == len(world.nat)
+    assert counters["socket_deaths_failed"] > 100
+    assert 1 == len(caplog.records)
+
+
+def test_when_ports_run_out_the_flow_that_is_idle_for_longest_gives_its_own(world):
+    flows: list[Flow] = []
+    for number in range(1024, 65536):
+        text = f"{TUN4}:{number} > {FAR4}:53"
+        if (port := world.choose(UDP, text)) is None:
+            break
+        flows.append(world.nat.open(UDP, ends(text).key, world.way, port, float(len(flows))))
+    before = len(flows)
+
+    assert world.ports.choose(UDP, ends(FLOW).key, world.way, float(before + 100)) is not None
+    gone = {flow for flow in flows if flow.state is FlowState.GONE}
+    assert set(flows[: len(gone)]) == gone != set()

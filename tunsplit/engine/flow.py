@@ -51,7 +51,7 @@ TRANSITIONS = {
 # Seconds without a packet after which a flow is gone.
 TCP_ESTABLISHED_S = 7440.0  # RFC 5382 REQ-5: not less than 2 hours 4 minutes
 TCP_TRANSITORY_S = 240.0  # RFC 5382 REQ-5: not less than 4 minutes
-TCP_LINGER_S = 10.0  # for the last ACKs; the port rests after that
+LINGER_S = 10.0  # for the last packets of what has closed; the port rests after that
 UDP_CONFIRM_S = 0.010  # after a pause, whose socket it is is asked again: a port can change hands
 UDP_S = 300.0  # RFC 4787 REQ-5: 5 minutes recommended
 ECHO_S = 60.0  # RFC 5508 REQ-1: not less than 60 seconds
@@ -157,9 +157,9 @@ class Flow:
     @property
     def idle_s(self) -> float:
         """How many seconds without a packet this flow may live on for."""
+        if self.state is FlowState.CLOSING:
+            return LINGER_S
         if self.protocol == TCP:
-            if self.state is FlowState.CLOSING:
-                return TCP_LINGER_S
             established = not self.translated or (self.reply.packets and self.original.packets > 1)
             return TCP_ESTABLISHED_S if established else TCP_TRANSITORY_S
         if self.protocol == UDP:

@@ -14,16 +14,18 @@ Invariants: a flow's two rewrites open and expire together. No two flows have th
 same reply four-tuple on one device. A port is live as long as a flow uses it. What has ended is referred to
 nowhere: a flow is in one bucket of those that may be idle by a second, and leaves it when it ends.
 
-When the table is full, the flow that closed first gives way; if none is closing, the new one is refused.
+When the table is full, the flow that closed first gives way; if none is closing, the new one is refused. When
+ports run out, so does it, then what is idle for longest.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import nsmallest
 
 from tunsplit.engine.flow import UDP_CONFIRM_S, App, Flow, FlowEvent, FlowState, Mapping, Rewrite
-from tunsplit.engine.ports import PortPool
+from tunsplit.engine.ports import BATCH, PortPool
 from tunsplit.wire.checksum import checksum_delta
 from tunsplit.wire.ip import (
     CHECKSUM_AT,
@@ -46,6 +48,7 @@ CONTROL = FIN | SYN | RST
 
 PORT_POOLS = {TCP: "tcp", UDP: "udp", ICMP: "echo", ICMPV6: "echo"}  # others are translated by address alone
 MOST_FLOWS = 131_072
+IDLE_S = 10.0  # without a packet, after which a flow gives its port to another if there is none left
 _SHORTEST = {TCP: 20, UDP: 8}  # bytes of the transport header
 
 
@@ -212,12 +215,26 @@ class Nat:
         return False
 
     def end_oldest_closing(self, now: float) -> bool:
-        """End the flow that closed first, before its time: its place or its port is needed."""
+        """End the flow that closed first, before its time: its place is needed."""
         oldest = next(iter(self._closing), None)
         if oldest is None:
             return False
         self.end(oldest, FlowEvent.TIMEOUT, now)
         return True
+
+    def free_port(self, pool: str, now: float) -> bool:
+        """End flows for their ports: of this pool, the one that closed first, else some that are idle for longest.
+
+        Some, since to find them costs a look at every flow. False: there are none.
+        """
+        closed = next((flow for flow in self._closing if PORT_POOLS.get(flow.protocol) == pool), None)
+        if closed is not None:
+            self.end(closed, FlowEvent.TIMEOUT, now)
+            return True
+        idle = [flow for flow in self if PORT_POOLS.get(flow.protocol) == pool and flow.last_seen + IDLE_S <= now]
+        for flow in nsmallest(BATCH, idle, key=lambda flow: flow.last_seen):
+            self.end(flow, FlowEvent.TIMEOUT, now)
+        return bool(idle)
 
     def open(
         self,

@@ -18,7 +18,8 @@ from tunsplit.errors import KernelError
 from tunsplit.kernel.sockdiag import ATTRIBUTES_AT, NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, unpack_attribute
 
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
-GROUPS = (1, 2, 3, 4)  # linux/sock_diag.h SKNLGRP_INET_TCP_DESTROY, INET_UDP, INET6_TCP, INET6_UDP
+# linux/sock_diag.h SKNLGRP_INET_TCP_DESTROY and INET6_TCP, INET_UDP and INET6_UDP
+GROUPS = {socket.IPPROTO_TCP: (1, 3), socket.IPPROTO_UDP: (2, 4)}
 INET_DIAG_PROTOCOL = 10
 SO_RCVBUFFORCE = 33
 BUFFER = 1 << 20  # a message of TCP takes 1 KiB of it
@@ -30,9 +31,9 @@ COOKIE = slice(60, 68)
 
 
 class SocketDeaths:
-    """TCP and UDP sockets of the network namespace that it was made in, as they die."""
+    """Sockets of these protocols in the network namespace that it was made in, as they die."""
 
-    def __init__(self) -> None:
+    def __init__(self, *protocols: int) -> None:
         self._message = bytearray(4096)
         self._deaths = self._overruns = 0
         try:
@@ -45,7 +46,7 @@ class SocketDeaths:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
             # Unbound, our port number would be 0, the kernel's own, and no group sends to its sender.
             self._socket.bind((0, 0))
-            for group in GROUPS:
+            for group in (group for protocol in protocols for group in GROUPS[protocol]):
                 self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         except OSError as error:
             self.close()

@@ -53,7 +53,7 @@ class PortChoice:
             if port is None:
                 if (port := self._shared(protocol, key, way)) is not None:
                     return port
-                if not self._nat.end_oldest_closing(now):
+                if not self._nat.free_port(name, now):
                     break
                 continue
             taken = True
@@ -70,7 +70,7 @@ class PortChoice:
         return None
 
     def asked_port(self, key: bytes, way: Way) -> int | None:
-        """The port that a datagram has to leave from because it answers one that came in on its side; None: it does not.
+        """The port that a datagram has to leave from since it answers one that came in on its side; None: it does not.
 
         A UDP server that is bound to every address answers from the tun's; the kernel remembers who asked, and where.
         """
