@@ -94,14 +94,17 @@ async def test_what_is_said_at_run_time_outlives_a_reload_and_what_is_saved_a_re
 
 async def test_another_mode_turns_everybody_round(lab):
     """L1: by a reload of `mode`, with connections open on both sides."""
-    async with edited_stage(lab) as (stage, file):
-        async with stage.app(stage.excluded) as listed, stage.app(stage.included) as other:
-            for app in (listed, other):
-                await app("own = [tcp(SERVER4), udp(SERVER6)]; own[1].send(b'?'); [one.recv(100) for one in own]")
-            file.write_text(file.read_text() + '[split]\nmode = "include"\n')
-            assert "[split] mode" in (await stage.daemon.command("reload")).stdout
-            for app, side in ((listed, "tunnel"), (other, "uplink")):
-                for number in (0, 1):
-                    with pytest.raises(OSError, match=r"abort|reset|Broken|Destination address"):
-                        await app(f"own[{number}].send(b'?'); own[{number}].recv(100); own[{number}].send(b'?')")
-                assert await is_on(stage, app, side)
+    async with (
+        edited_stage(lab) as (stage, file),
+        stage.app(stage.excluded) as listed,
+        stage.app(stage.included) as other,
+    ):
+        for app in (listed, other):
+            await app("own = [tcp(SERVER4), udp(SERVER6)]; own[1].send(b'?'); [one.recv(100) for one in own]")
+        file.write_text(file.read_text() + '[split]\nmode = "include"\n')
+        assert "[split] mode" in (await stage.daemon.command("reload")).stdout
+        for app, side in ((listed, "tunnel"), (other, "uplink")):
+            for number in (0, 1):
+                with pytest.raises(OSError, match=r"abort|reset|Broken|Destination address"):
+                    await app(f"own[{number}].send(b'?'); own[{number}].recv(100); own[{number}].send(b'?')")
+            assert await is_on(stage, app, side)
