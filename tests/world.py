@@ -5,8 +5,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from tests.craft import ICMP, ICMPV6, UDP, address, ends
+from tunsplit.engine.direction import Direction
 from tunsplit.engine.flow import UDP_CONFIRM_S, Flow
-from tunsplit.engine.nat import PORT_POOLS, Direction, Nat, Way
+from tunsplit.engine.nat import PORT_POOLS, Nat, Way
 from tunsplit.engine.ports import PortPool
 from tunsplit.engine.slowpath import Ready, SlowPath, Unknown, flow_key
 from tunsplit.errors import MalformedPacket

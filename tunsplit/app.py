@@ -19,8 +19,9 @@ from typing import NamedTuple
 import trio
 
 from tunsplit.config import Config
+from tunsplit.engine.direction import Direction
 from tunsplit.engine.hold import Hold
-from tunsplit.engine.nat import Direction, Nat
+from tunsplit.engine.nat import Nat
 from tunsplit.engine.ports import PortPool
 from tunsplit.engine.slowpath import SlowPath
 from tunsplit.kernel import hostconfig
@@ -35,6 +36,7 @@ from tunsplit.kernel.tun import Tun
 from tunsplit.names import NAT_FIRST, NAT_LAST
 from tunsplit.tasks import control, expiry, inbound, outbound
 from tunsplit.tasks.admit import WORKERS, Admit
+from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
@@ -144,6 +146,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         counters: Counter[str] = Counter()
         slow = SlowPath(nat.outbound, counters, outbound=True)
         source = SocketSource(diag, processes)
+        answers = Answers(tun, network)
         admit = Admit(
             nat=nat,
             slow=slow,
@@ -152,7 +155,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             judge=judge,
             network=network,
             ports=ports,
-            tun=tun,
+            answers=answers,
             hold=Hold(config.split.hold),
             protocols=protocols,
         )
@@ -183,7 +186,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             network.on_device = lambda device: nursery.start_soon(pump_in, device, nat.inbound(device))
             ports.on_missing = network.restore
             network.on_change = admit.forget_refusals
-            network.too_big, network.unreachable = admit.too_big, admit.unreachable
+            network.too_big, network.unreachable = answers.too_big, answers.unreachable
             network.refresh()
             nursery.start_soon(outbound.pump, tun, nat, admit.passed_by, counters)
             for _ in range(WORKERS):

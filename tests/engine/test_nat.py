@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tests import craft
 from tests.craft import ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP, UDP, ends, tcp, udp
 from tests.world import TUNNEL, UPLINK, World, way
+from tunsplit.engine.direction import destination_of, reversed_key, source_of
 from tunsplit.engine.flow import FlowEvent, FlowState
-from tunsplit.engine.nat import destination_of, reversed_key, source_of
 
 # What the app sends, the same outside; what comes back, the same inside.
 V4 = (

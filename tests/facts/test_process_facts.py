@@ -149,9 +149,13 @@ def test_an_overrun_is_told_first_and_ends_when_the_queue_is_empty(monkeypatch):
         for _ in range(ROUNDS):
             os.waitpid(forked(lambda: None), 0)
         lost = drained(events)
-        pid = forked(lambda: None)
-        os.waitpid(pid, 0)
-        after = drained(events)
+        # So short a queue overruns again if others on this machine are busy at this moment.
+        for _ in range(ROUNDS):
+            pid = forked(lambda: None)
+            os.waitpid(pid, 0)
+            after = drained(events)
+            if Overrun not in {type(one) for one in after}:
+                break
     assert Overrun is type(lost[0])
     assert pid in {one.child_pid for one in after if isinstance(one, Fork)}
     assert Overrun not in {type(one) for one in after}

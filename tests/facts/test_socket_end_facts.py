@@ -107,8 +107,8 @@ def answer_to_destroy(diag, protocol, wanted, cookie):
     ports = source_port.to_bytes(2), destination_port.to_bytes(2)
     addresses = socket.inet_aton(source), socket.inet_aton(destination)
     diag._ask(5, socket.AF_INET, protocol, *ports, *addresses, SOCK_DESTROY, cookie)  # noqa: SLF001 -- as it is sent
-    diag._receive()  # noqa: SLF001
-    return -int.from_bytes(diag._answer[16:20], sys.byteorder, signed=True)  # noqa: SLF001
+    diag._receive()  # noqa: SLF001 -- as it is sent
+    return -int.from_bytes(diag._answer[16:20], sys.byteorder, signed=True)  # noqa: SLF001 -- as it is sent
 
 
 @pytest.mark.parametrize(("swapped", "code"), [(False, 0), (True, errno.ENOENT)])

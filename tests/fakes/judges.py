@@ -21,6 +21,7 @@ from tunsplit.engine.slowpath import SlowPath
 from tunsplit.process import Executable, FileIdentity, Process
 from tunsplit.tasks import outbound
 from tunsplit.tasks.admit import Admit
+from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.side import SideDevice
 
 EXCLUDED, INCLUDED = "/opt/excluded", "/opt/included"
@@ -190,6 +191,7 @@ class Gate:
         self.counters: Counter[str] = Counter()
         self.hold = Hold(hold_s)
         self.judge = FakeJudge(policy(unattributed=judging.get("unattributed", Verdict.BLOCK)))
+        self.answers = Answers(as_real(self.tun), as_real(self.network))
         self.admit = Admit(
             nat=self.nat,
             slow=SlowPath(self.nat.outbound, self.counters, outbound=True),
@@ -198,7 +200,7 @@ class Gate:
             judge=as_real(self.judge),
             network=as_real(self.network),
             ports=as_real(self.ports),
-            tun=as_real(self.tun),
+            answers=self.answers,
             hold=self.hold,
             protocols=protocols,
         )

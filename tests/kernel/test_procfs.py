@@ -234,7 +234,7 @@ forked.wait()
 """
     pid = apps.python(fork, sock)
     sock.close()
-    processes._remember(number, [procfs.Holder(processes.read(pid), str(sock_number(pid, number)))])  # noqa: SLF001
+    processes._remember(number, [procfs.Holder(processes.read(pid), str(sock_number(pid, number)))])  # noqa: SLF001 -- as a search leaves it
     assert processes.recheck(number) is None
     assert 2 == len(holders(processes, number))
 

@@ -72,9 +72,9 @@ def test_both_ends_of_a_connection_are_told_of(deaths, diag, family, address):
 
 
 @netns
-def test_nobody_died(deaths):
-    assert [] == deaths.read()
-    assert {"deaths": 0, "overruns": 0} == deaths.statistics()
+def test_what_was_told_is_counted(deaths):
+    """Nobody has to die meanwhile, but somebody may: the news of a socket closed earlier come late."""
+    assert {"deaths": len(deaths.read()), "overruns": 0} == deaths.statistics()
 
 
 @netns

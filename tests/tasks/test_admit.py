@@ -357,7 +357,7 @@ def test_an_app_of_a_version_that_the_tun_does_not_have_is_not_answered(gate):
     gate.passes(transport(f"{TUN6} > {FAR6}", 47, b"\0\0\x08\0"))
 
     assert [] == gate.tun.answers
-    assert 1 == gate.admit.counters["unanswered"]
+    assert 1 == gate.answers.counters["unanswered"]
 
 
 # For nobody
@@ -533,7 +533,7 @@ def test_the_error_quotes_the_packet_as_the_app_sent_it(gate, packet, kind):
         rewritten = bytes(sent.packet)
     arguments = (1280,) if kind == "too_big" else ()
 
-    getattr(gate.admit, kind)(flow.original, rewritten, *arguments)
+    getattr(gate.answers, kind)(flow.original, rewritten, *arguments)
 
     (answer,) = gate.tun.answers
     header = 20 if packet[0] >> 4 == 4 else 40
@@ -559,14 +559,14 @@ def test_no_error_without_a_signer(gate, kind):
     (flow,) = gate.nat
     gate.network.signer.clear()
 
-    partial(getattr(gate.admit, kind), flow.original, gate.uplink.socket.packets[0])(*[1280] * (kind == "too_big"))
+    partial(getattr(gate.answers, kind), flow.original, gate.uplink.socket.packets[0])(*[1280] * (kind == "too_big"))
 
     assert [] == gate.tun.answers
 
 
 def test_a_neighbour_that_does_not_answer_is_told_of(gate):
     gate.source.knows(5000, EXCLUDED)
-    gate.uplink.device._unreachable = gate.admit.unreachable  # noqa: SLF001  # as app.py wires it
+    gate.uplink.device._unreachable = gate.answers.unreachable  # noqa: SLF001  # as app.py wires it
     gate.uplink.neighbour(ROUTER4, None, NeighbourState.FAILED)
     gate.passes(udp(WEB))
     gate.uplink.neighbour(ROUTER4, None, NeighbourState.FAILED)

@@ -317,7 +317,7 @@ async def test_a_way_that_the_kernel_does_not_tell_ends_its_flow(host, monkeypat
     async with a_world() as world:
         flow = world.flow()
         monkeypatch.setattr(
-            world.network._rtnetlink,  # noqa: SLF001
+            world.network._rtnetlink,  # noqa: SLF001 -- no other way in
             "route_get",
             lambda *_, **__: (_ for _ in ()).throw(KernelError("no memory")),
         )
@@ -365,7 +365,7 @@ async def test_neighbours_are_confirmed_as_long_as_we_send_to_them(host, monkeyp
         flow = world.flow()
         asked = []
         monkeypatch.setattr(
-            world.network._rtnetlink,  # noqa: SLF001
+            world.network._rtnetlink,  # noqa: SLF001 -- no other way in
             "neighbour_use",
             lambda _, address: asked.append(address),
         )
@@ -377,20 +377,20 @@ async def test_neighbours_are_confirmed_as_long_as_we_send_to_them(host, monkeyp
 
 async def test_a_question_that_the_kernel_refuses_is_told(host):
     async with a_world() as world:
-        assert world.network._resolve(999, ip_address(ROUTER4)) is False  # noqa: SLF001
+        assert world.network._resolve(999, ip_address(ROUTER4)) is False  # noqa: SLF001 -- no other way in
 
 
 async def test_after_lost_events_the_whole_table_is_read(host, monkeypatch):
     async with a_world() as world:
         hop = world.way("uplink").next_hop
-        monkeypatch.setattr(world.network._events, "read", lambda: [Event(Change.OVERRUN)])  # noqa: SLF001
+        monkeypatch.setattr(world.network._events, "read", lambda: [Event(Change.OVERRUN)])  # noqa: SLF001 -- no other way in
         with monkeypatch.context() as patch:
             patch.setattr(
-                world.network._rtnetlink,  # noqa: SLF001
+                world.network._rtnetlink,  # noqa: SLF001 -- no other way in
                 "neighbours",
                 lambda index: [Neighbour(index, ip_address(ROUTER4), bytes(6), NeighbourState.REACHABLE)],
             )
-            assert world.network._read_events()  # noqa: SLF001
+            assert world.network._read_events()  # noqa: SLF001 -- no other way in
         assert bytes(6) == hop.ethernet[:6]
 
 
@@ -399,10 +399,10 @@ async def test_events_that_cannot_be_read_count_as_lost(host, monkeypatch, caplo
         raise KernelError("no memory")
 
     async with a_world() as world:
-        monkeypatch.setattr(world.network._events, "read", fail)  # noqa: SLF001
+        monkeypatch.setattr(world.network._events, "read", fail)  # noqa: SLF001 -- no other way in
         with monkeypatch.context() as patch:
-            patch.setattr(world.network._rtnetlink, "neighbours", fail)  # noqa: SLF001
-            assert world.network._read_events()  # noqa: SLF001
+            patch.setattr(world.network._rtnetlink, "neighbours", fail)  # noqa: SLF001 -- no other way in
+            assert world.network._read_events()  # noqa: SLF001 -- no other way in
         assert 2 == len(caplog.records)
 
 

@@ -4,7 +4,7 @@ A key's annotation carries the reader of its value, so what the daemon gets, wha
 what the documentation shows cannot drift apart. `None` and `()` stand for "auto" and "not given", as each says.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import msgspec
 
@@ -18,6 +18,14 @@ VERDICTS = ("tunnel", "uplink", "block")
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
     """One table of the file; immutable."""
+
+    def replaced(self, **values: Any) -> Self:
+        """Return a copy with other values."""
+        return msgspec.structs.replace(self, **values)
+
+    def given(self) -> dict[str, Any]:
+        """Return the keys that have a value."""
+        return {key: value for key, value in msgspec.structs.asdict(self).items() if value is not None}
 
 
 class Tun(Section, frozen=True):

@@ -17,9 +17,9 @@ packet; RFC 7126 drops most of them on the way anyway), and none passes with a s
 from collections import Counter
 from dataclasses import dataclass
 
+from tunsplit.engine.direction import Direction, reversed_key
 from tunsplit.engine.flow import UDP_CONFIRM_S, Rewrite
 from tunsplit.engine.fragments import Fragments, Refused
-from tunsplit.engine.nat import Direction, reversed_key
 from tunsplit.errors import MalformedPacket
 from tunsplit.wire import icmp, vnet
 from tunsplit.wire.checksum import internet_checksum, pseudo_header

@@ -20,20 +20,21 @@ from dataclasses import dataclass
 import trio
 
 from tunsplit.engine.attribution import Attribution, Source, search_all
+from tunsplit.engine.direction import ACK, RST, SYN, destination_of, source_of
 from tunsplit.engine.flow import App, Flow, FlowEvent, Rewrite
 from tunsplit.engine.hold import Hold
-from tunsplit.engine.nat import ACK, PORT_POOLS, RST, SYN, Nat, Way, destination_of, source_of
+from tunsplit.engine.nat import PORT_POOLS, Nat, Way
 from tunsplit.engine.policy import Judgement, Verdict
 from tunsplit.engine.slowpath import SlowPath, Unknown
 from tunsplit.errors import KernelError
-from tunsplit.kernel.tun import Tun
+from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
 from tunsplit.tasks.sources import SocketSource
-from tunsplit.wire import craft, icmp, vnet
-from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP, parse_untrusted
+from tunsplit.wire import icmp
+from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 WORKERS = 4
 QUIET_S = 1.0  # between two lines about failures of judgement
@@ -71,7 +72,7 @@ class Admit:
         judge: Judge,
         network: Network,
         ports: PortChoice,
-        tun: Tun,
+        answers: Answers,
         hold: Hold,
         protocols: frozenset[int],
     ) -> None:
@@ -83,7 +84,7 @@ class Admit:
         self._judge = judge
         self._network = network
         self._ports = ports
-        self._tun = tun
+        self._answers = answers
         self._hold = hold
         self._protocols = protocols | {TCP, UDP, ICMP, ICMPV6}
         self._frame = frame_buffer()
@@ -354,7 +355,12 @@ class Admit:
 
     def statistics(self) -> dict[str, int]:
         """Counters, and how much is held and remembered."""
-        return {**self._hold.statistics(), "remembered_refusals": len(self.refused), **self.counters}
+        return {
+            **self._hold.statistics(),
+            **self._answers.counters,
+            "remembered_refusals": len(self.refused),
+            **self.counters,
+        }
 
     # Packets
 
@@ -371,33 +377,7 @@ class Admit:
     def _answer(self, unknown: Unknown, now: float) -> None:
         """Tell the app that this packet goes nowhere."""
         self._slow.refuse_fragments(unknown, now)
-        if (sender := self._sender(unknown.headers.version)) is not None:
-            self._write(craft.refusal(unknown.packet, unknown.headers, sender))
-
-    def unreachable(self, rewrite: Rewrite, packet: bytes) -> None:
-        """Nobody answers for the next hop of this packet, which is rewritten already."""
-        sent = _as_sent(rewrite, packet)
-        headers = parse_untrusted(sent, len(sent))
-        kind, code = icmp.UNREACHABLE[headers.version], icmp.HOST_UNREACHABLE[headers.version]
-        if (sender := self._sender(headers.version)) is not None:
-            self._write(craft.icmp_error(sent, headers, sender, kind, code))
-
-    def too_big(self, rewrite: Rewrite, packet: bytes, mtu: int) -> None:
-        """This packet, rewritten already, is bigger than its device takes."""
-        sent = _as_sent(rewrite, packet)
-        headers = parse_untrusted(sent, len(sent))
-        if (sender := self._sender(headers.version)) is not None:
-            self._write(craft.too_big(sent, headers, sender, mtu))
-
-    def _sender(self, version: int) -> bytes | None:
-        """Who signs our answers; None, and counted, where the tun has no address of this version: no app of ours."""
-        if (sender := self._network.own_router(version)) is None:
-            self.counters["unanswered"] += 1
-        return sender
-
-    def _write(self, packet: bytearray | None) -> None:
-        if packet is not None:
-            self._tun.write(vnet.NONE + packet)
+        self._answers.refuse(unknown)
 
 
 def app_of(attribution: Attribution) -> App | None:
@@ -406,19 +386,6 @@ def app_of(attribution: Attribution) -> App | None:
         return None
     process = attribution.owner.process
     return App(process.pid, process.executable.path if process.executable else "", process.uid)
-
-
-def _as_sent(rewrite: Rewrite, packet: bytes) -> bytearray:
-    """A packet as the app sent it, but for its checksums: what an ICMP error has to quote."""
-    sent = bytearray(packet)
-    key = rewrite.flow.key
-    sent[rewrite.at : rewrite.end - 4] = key[:-4]
-    headers = parse_untrusted(sent, len(sent))
-    if headers.has_transport and headers.protocol in (TCP, UDP):
-        sent[headers.transport : headers.transport + 4] = key[-4:]
-    elif headers.has_transport and headers.protocol in icmp.ECHO_REQUEST:
-        sent[headers.transport + 4 : headers.transport + 6] = key[-4:-2]
-    return sent
 
 
 def _is_to_many(address: bytes) -> bool:

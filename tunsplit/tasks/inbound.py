@@ -4,7 +4,7 @@ from collections import Counter
 
 import trio
 
-from tunsplit.engine.nat import Direction
+from tunsplit.engine.direction import Direction
 from tunsplit.engine.slowpath import SlowPath, Unknown
 from tunsplit.kernel.tun import Tun
 from tunsplit.tasks import mishap

@@ -14,8 +14,9 @@ from ipaddress import ip_address
 
 import trio
 
+from tunsplit.engine.direction import destination_of, source_of
 from tunsplit.engine.flow import Flow, FlowEvent
-from tunsplit.engine.nat import Nat, Way, destination_of, source_of
+from tunsplit.engine.nat import Nat, Way
 from tunsplit.engine.sides import SideFacts, Sides, choose_tun_addresses, find_sides
 from tunsplit.engine.steering import SteeringSettings, plan
 from tunsplit.errors import KernelError, TunsplitError

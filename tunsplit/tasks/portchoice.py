@@ -9,7 +9,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from tunsplit.engine.nat import PORT_POOLS, Nat, Way, destination_of
+from tunsplit.engine.direction import destination_of
+from tunsplit.engine.nat import PORT_POOLS, Nat, Way
 from tunsplit.engine.ports import PortPool
 from tunsplit.engine.ruleset import SET_ECHO4, SET_ECHO6, SET_TCP, SET_UDP
 from tunsplit.errors import KernelError

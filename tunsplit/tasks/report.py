@@ -7,8 +7,9 @@ from ipaddress import ip_address
 import trio
 
 from tunsplit.config import Config
+from tunsplit.engine.direction import destination_of, source_of
 from tunsplit.engine.flow import App, Flow
-from tunsplit.engine.nat import Nat, destination_of, source_of
+from tunsplit.engine.nat import Nat
 from tunsplit.host import FAMILIES
 from tunsplit.kernel.tun import Tun
 from tunsplit.tasks.admit import Admit, Refusal

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tunsplit.engine.attribution import Attribution, Certainty, Owner
-from tunsplit.engine.nat import destination_of, source_of
+from tunsplit.engine.direction import destination_of, source_of
 from tunsplit.kernel import procnet
 from tunsplit.kernel.procfs import Holder, Processes
 from tunsplit.kernel.sockdiag import LISTEN, SockDiag, Socket

@@ -16,30 +16,27 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from pathlib import Path
 
-import msgspec
 import trio
 
 from tunsplit.config import App as Entry
 from tunsplit.config import Config, parse
-from tunsplit.engine.attribution import Attribution, Owner, search_all
+from tunsplit.engine.attribution import Owner
 from tunsplit.engine.flow import Flow, FlowEvent, FlowState
-from tunsplit.engine.nat import Nat, destination_of
+from tunsplit.engine.nat import Nat
 from tunsplit.engine.policy import Judgement
-from tunsplit.engine.reasons import Mark, Reason, Reasons
+from tunsplit.engine.reasons import Mark
 from tunsplit.errors import ConfigError, KernelError, TunsplitError
 from tunsplit.kernel.procfs import Processes
-from tunsplit.kernel.procpid import identify, resolve
 from tunsplit.kernel.sockdiag import SockDiag
-from tunsplit.process import Executable, Process
 from tunsplit.tasks.admit import Admit
+from tunsplit.tasks.explain import Explainer
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.settings import policy_of, steering_of
 from tunsplit.tasks.sources import SocketSource
-from tunsplit.wire.ip import NAMES, TCP, UDP
+from tunsplit.wire.ip import TCP, UDP
 
 RST_S = 0.005  # how long the kernel may take to send the RST of a destroyed socket: 0.3 ms, seen
 HOLDERS_S = 4.0  # between two looks at who holds the sockets of live flows
@@ -85,7 +82,7 @@ class Switch:
         self._nat = nat
         self._admit = admit
         self._diag = diag
-        self._source = source
+        self._explainer = Explainer(judge, source, network, nat)
         self._processes = processes
         self._network = network
         self._carry = carry
@@ -102,8 +99,9 @@ class Switch:
                     matches.setdefault(reason.rule, []).append(one.pid)
         shown = []
         for number, listed in enumerate(self._list, start=1):
-            keys = {key: value for key, value in msgspec.structs.asdict(listed.entry).items() if value is not None}
-            shown.append({**keys, "rule": number, "saved": listed.saved, "matches": matches.get(number, [])})
+            shown.append(
+                {**listed.entry.given(), "rule": number, "saved": listed.saved, "matches": matches.get(number, [])}
+            )
         return shown
 
     def add_app(self, path: str) -> bool:
@@ -202,8 +200,8 @@ class Switch:
         runtime = [listed for listed in self._list if not listed.saved and listed.entry not in new.apps]
         self._list = [*(Listed(entry, True) for entry in new.apps), *runtime]
         kept = {section: getattr(self._config, section) for section in FIXED}
-        kept["split"] = msgspec.structs.replace(new.split, protocols=self._config.split.protocols)
-        self._config = msgspec.structs.replace(new, **kept)
+        kept["split"] = new.split.replaced(protocols=self._config.split.protocols)
+        self._config = new.replaced(**kept)
         self._admit.hold_for(new.split.hold)
         logging.getLogger().setLevel(new.log.level.upper())
         self._apply()
@@ -236,9 +234,9 @@ class Switch:
 
     def _apply(self) -> None:
         """Bring the list and the mode in force."""
-        split = msgspec.structs.replace(self._config.split, enabled=self._enabled)
+        split = self._config.split.replaced(enabled=self._enabled)
         apps = tuple(listed.entry for listed in self._list)
-        policy = policy_of(msgspec.structs.replace(self._config, apps=apps, split=split))
+        policy = policy_of(self._config.replaced(apps=apps, split=split))
         self._judge.prepare()
         self._judge.set_policy(policy)
         self._changed()
@@ -311,89 +309,11 @@ class Switch:
                 changed.append(flow)
         self.rejudge(flow for flow in changed if flow.state in (FlowState.OPEN, FlowState.CLOSING))
 
-    # Explanations
-
     def explain(
         self, *, pid: int | None, exe: str | None, protocol: str | None, source: str | None, destination: str | None
     ) -> Json:
         """The whole chain of judgement, without sending a packet."""
-        self._judge.prepare()
-        if pid is not None:
-            process = self._judge.look_again(pid)
-            if process is None:
-                raise TunsplitError(f"there is no process {pid}")
-            return {"app": _app(process), **self._explained(Owner((process,)))}
-        if exe is not None:
-            return self._explain_program(exe)
-        if protocol is None or source is None or destination is None:
-            raise TunsplitError("expected a pid, a program, or protocol, source and destination")
-        return self._explain_flow(protocol, source, destination)
-
-    def _explain_program(self, exe: str) -> Json:
-        """What the rules say of a program, whoever starts it."""
-        path = resolve(exe)
-        identity = identify(path)
-        if identity is None:
-            raise TunsplitError(f"{exe}: there is no such file")
-        program = Process(0, 0, 0, -1, Executable(path, False, identity, identity))
-        rules = [rule for rule in self._judge.policy.rules if rule.claims(program)]
-        reasons: Reasons = tuple(Reason(rule.number, rule.label) for rule in rules)
-        judgement = self._judge.policy.judge(Owner((program,)), lambda _: reasons)
-        return {
-            "app": None,
-            "exe": path,
-            "reasons": [reason.words for reason in reasons],
-            "verdict": judgement.verdict.value,
-            "reason": judgement.reason,
-            "note": "started by an app that is listed, it is listed too; rules by user or cgroup need a process",
-        }
-
-    def _explain_flow(self, protocol: str, source: str, destination: str) -> Json:
-        number = next((number for number, name in NAMES.items() if name == protocol), None)
-        if number is None:
-            raise TunsplitError(f"protocol {protocol!r}: expected one of {', '.join(NAMES.values())}")
-        key = _key(source, destination)
-        attribution: Attribution | None = None
-        for found in search_all((self._source,), number, key):
-            attribution = found or attribution
-        owner = attribution.owner if attribution else None
-        way = None
-        explained = self._explained(owner)
-        if explained["verdict"] != "block":
-            way = self._network.way(str(explained["verdict"]), 4 if len(key) == 12 else 6, destination_of(key))
-        known = self._nat.outbound.find(number, key)
-        return {
-            "app": _app(owner.process) if owner else None,
-            "found_by": attribution.how if attribution else "no socket",
-            "certainty": attribution.certainty.value if attribution else None,
-            "sockets": list(attribution.sockets) if attribution else [],
-            **explained,
-            "way": None if way is None else {"side": way.side, "source": str(ip_address(way.source))},
-            "flow": None if known is None else {"side": known.flow.side, "state": known.flow.state.value},
-        }
-
-    def _explained(self, owner: Owner | None) -> Json:
-        judgement = self._judge.judge(owner)
-        holders: list[Json] = []
-        for process in owner.holders if owner else ():
-            reasons = self._judge.reasons(process)
-            birth = self._judge.tree.birth(process.pid, process.start_time)
-            line = self._judge.tree.lineage(process.pid, process.start_time)
-            holders.append(
-                {
-                    **_app(process),
-                    "birth": birth.value if birth else "unknown",
-                    "parents": [_app(one) for one in line[1:]],
-                    "reasons": None if reasons is None else [reason.words for reason in reasons],
-                }
-            )
-        return {
-            "mode": self._judge.policy.mode.value,
-            "enabled": self._judge.policy.enabled,
-            "holders": holders,
-            "verdict": judgement.verdict.value,
-            "reason": judgement.reason,
-        }
+        return self._explainer.explain(pid=pid, exe=exe, protocol=protocol, source=source, destination=destination)
 
 
 def _is_plain(entry: Entry, path: str) -> bool:
@@ -402,33 +322,6 @@ def _is_plain(entry: Entry, path: str) -> bool:
 
 def _holders(owner: Owner | None) -> set[tuple[int, int]]:
     return {(process.pid, process.start_time) for process in owner.holders} if owner else set()
-
-
-def _app(process: Process) -> Json:
-    return {
-        "pid": process.pid,
-        "exe": process.executable.path if process.executable else "",
-        "user": process.uid,
-    }
-
-
-def _key(source: str, destination: str) -> bytes:
-    """The four-tuple of a flow written as "ADDR:PORT" or "[ADDR]:PORT" at both ends.
-
-    Raises:
-        TunsplitError: it is no such flow.
-    """
-    ends = []
-    for text in (source, destination):
-        address, _, port = text.rpartition(":")
-        try:
-            ends.append((ip_address(address.strip("[]")), int(port).to_bytes(2, "big")))
-        except (ValueError, OverflowError):
-            raise TunsplitError(f"found {text!r}, expected ADDR:PORT or [ADDR]:PORT") from None
-    (source_ip, source_port), (destination_ip, destination_port) = ends
-    if source_ip.version != destination_ip.version:
-        raise TunsplitError("source and destination are of different IP versions")
-    return source_ip.packed + destination_ip.packed + source_port + destination_port
 
 
 def _differences(old: Config, new: Config) -> list[str]:
