@@ -14,7 +14,7 @@ import pytest
 from tests.apps import own_network
 from tunsplit.kernel import procevents
 from tunsplit.kernel.procevents import Exec, Exit, Fork, Overrun, ProcessEvents, UidChanged
-from tunsplit.kernel.procfs import parse_stat
+from tunsplit.kernel.procpid import parse_stat
 
 pytestmark = pytest.mark.netns
 

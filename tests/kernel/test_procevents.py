@@ -16,7 +16,7 @@ from tests.apps import own_network
 from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel import procevents
 from tunsplit.kernel.procevents import Exec, Exit, Fork, Overrun, ProcessEvents, UidChanged, parse_untrusted
-from tunsplit.kernel.procfs import parse_stat
+from tunsplit.kernel.procpid import parse_stat
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 NONE, FORK, EXEC, UID, COMM, EXIT = 0, 1, 2, 4, 0x200, 0x80000000

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from tests.apps import CAT, copy_of_cat, inode, running_apps
 from tunsplit.errors import KernelError
 from tunsplit.kernel import descriptors, procfs, procpid
-from tunsplit.kernel.procfs import UNKNOWN, Processes
+from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.procpid import Stat, identify, parse_cgroup, parse_cmdline, parse_stat, resolve
-from tunsplit.process import Process
 
 NOBODY = 65534
 RETURNS_AT_ONCE = Path("/bin/true").resolve()
@@ -344,9 +343,8 @@ def test_caches_are_bounded(processes, monkeypatch):
     for _ in range(5):
         with sockets() as sock:
             holders(processes, inode(sock))
-            processes.ancestors(processes.read(os.getpid()))
     statistics = processes.statistics()
-    assert (5, 3, 1) == (statistics["scanned"], statistics["owners"], statistics["ancestors"])
+    assert (5, 3) == (statistics["scanned"], statistics["owners"])
 
 
 # What a process is
@@ -403,43 +401,6 @@ def test_a_cgroup_is_read_if_it_is_asked_for_as_it_is_now(cgroup, processes, app
     assert processes.read(pid).cgroup is None
     processes.keys = frozenset({"cgroup"})
     assert path == processes.read(pid).cgroup
-
-
-@pytest.mark.netns
-def test_ancestors_are_read_again_if_what_can_change_counts(cgroup, processes, apps):
-    directory, path = cgroup
-    pid = apps.start()
-    process = processes.read(pid)
-    processes.keys = frozenset({"cgroup"})
-    leaf = process._replace(pid=0, parent=pid)
-    before = processes.ancestors(leaf)[0]
-    (directory / "cgroup.procs").write_text(str(pid))
-    after = processes.ancestors(leaf)[0]
-    assert (False, path) == (before.cgroup == path, after.cgroup)
-
-
-def test_an_ancestor_that_changes_its_user_is_read_again_if_users_count(processes, apps, tmp_path):
-    switch = tmp_path / "switch"
-    os.mkfifo(switch)
-    change = f"open('{switch}').read(); os.setresuid(-1, {NOBODY}, -1)"
-    pid = apps.python(f"import os, threading\ndef change(): {change}\nthreading.Thread(target=change).start()")
-    leaf = processes.read(pid)._replace(pid=0, parent=pid)
-    assert 0 == processes.ancestors(leaf)[0].uid
-    switch.write_text("x")
-    while not processes.read(pid).uid:
-        os.sched_yield()
-    assert 0 == processes.ancestors(leaf)[0].uid
-    processes.keys = frozenset({"user"})
-    assert NOBODY == processes.ancestors(leaf)[0].uid
-
-
-def test_a_dead_ancestor_stays_the_user_that_it_was(processes):
-    process = subprocess.Popen([CAT], stdin=subprocess.PIPE)
-    leaf = processes.read(process.pid)._replace(pid=0, parent=process.pid)
-    before = processes.ancestors(leaf)
-    process.communicate()
-    processes.keys = frozenset({"user"})
-    assert before[0] == processes.ancestors(leaf)[0]
 
 
 def test_a_kernel_without_cgroups_has_none(processes, monkeypatch):
@@ -519,81 +480,6 @@ def test_another_user_namespace_is_noticed(processes, apps):
 def test_what_a_thread_calls_itself_changes_nothing(processes, apps):
     code = "from pathlib import Path; Path('/proc/self/comm').write_text('firefox')"
     assert "python" in processes.read(apps.python(code)).executable.path
-
-
-# Ancestors
-
-
-def test_ancestors_are_parent_first(processes, apps):
-    pid = apps.launch(["sh", "-c", f"{CAT}; true"])
-    (child,) = (int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    line = processes.ancestors(processes.read(child))
-    assert (pid, os.getpid()) == tuple(ancestor.pid for ancestor in line[:2])
-    assert line[-1].parent == 0
-
-
-def test_an_orphan_keeps_the_parent_it_was_seen_with(processes, apps, tmp_path):
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    parent = apps.launch(["sh", "-c", f"{CAT} {fifo} & echo; read line; read line"])
-    (child,) = (int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
-    process = processes.read(child)
-    before = processes.ancestors(process)
-    os.kill(parent, 9)
-    while processes.read(child).parent == parent:
-        os.sched_yield()
-    assert before == processes.ancestors(processes.read(child))
-    assert parent == before[0].pid
-    with fifo.open("w"):  # the orphan reads its end, and ends
-        pass
-
-
-def test_an_ancestor_that_runs_another_program_is_read_again(processes, apps, tmp_path):
-    other, switch = copy_of_cat(tmp_path / "other"), tmp_path / "switch"
-    os.mkfifo(switch)
-    parent = apps.launch(["sh", "-c", f"{CAT} <&0 & echo; read line < {switch}; exec {other}"])
-    (child,) = (int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
-    process = processes.read(child)
-    assert str(other) != processes.ancestors(process)[0].executable.path
-    switch.write_text("\n")
-    while processes.read(parent).executable.path != str(other):
-        os.sched_yield()
-    assert str(other) == processes.ancestors(process)[0].executable.path
-
-
-class Family(Processes):
-    """Processes that live and die as the test says: each pid's states, one a reading."""
-
-    def __init__(self, states):
-        super().__init__()
-        self.states = states
-
-    def read(self, pid):
-        states = self.states[pid]
-        return states.pop(0) if len(states) > 1 else states[0]
-
-
-def member(pid, parent, start_time=1):
-    return Process(pid, start_time, parent, 0, None)
-
-
-def test_a_parent_that_dies_while_we_look_leaves_its_heir():
-    heir = member(1, 0)
-    with closing(Family({30: [member(30, 1)], 20: [None], 1: [heir]})) as family:
-        assert (heir,) == family.ancestors(member(30, 20))
-
-
-def test_a_younger_process_is_nobodys_parent():
-    heir = member(1, 0)
-    states = {30: [member(30, 1, start_time=5)], 20: [member(20, 7, start_time=9)], 1: [heir]}
-    with closing(Family(states)) as family:
-        assert (heir,) == family.ancestors(member(30, 20, start_time=5))
-
-
-@pytest.mark.parametrize("now", [None, member(30, 1, start_time=9)])
-def test_the_line_of_a_process_that_dies_while_we_look_is_not_known(now):
-    with closing(Family({30: [now], 20: [None]})) as family:
-        assert (UNKNOWN,) == family.ancestors(member(30, 20))
 
 
 # Parsers

@@ -34,7 +34,7 @@ from typing import NamedTuple, Self
 
 from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel.netlink import NLMSG_DONE, message
-from tunsplit.kernel.procfs import parse_stat
+from tunsplit.kernel.procpid import parse_stat
 
 NETLINK_CONNECTOR = 11  # linux/netlink.h
 CN_IDX_PROC, CN_VAL_PROC = 1, 1  # linux/connector.h

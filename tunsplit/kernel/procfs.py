@@ -14,7 +14,7 @@ inherited by a child of one of many threads, is not seen by `recheck`. So `scan_
 seconds: one pass over everybody's descriptors, whatever the number of sockets asked for.
 
 What a process shows can change without exec: its user (setuid), its command line (it may write there), its
-cgroup (it may be moved). Holders are read anew for every flow, ancestors only as far as rules ask.
+cgroup (it may be moved). Holders are read anew for every flow.
 """
 
 # ruff: noqa: PTH115, PTH116, PTH208 -- pathlib costs more than the system call, and this is the dear part
@@ -25,8 +25,7 @@ from typing import NamedTuple, TypeVar
 
 from tunsplit.kernel.cgroup import Cgroups
 from tunsplit.kernel.descriptors import children, held, read_link, search, tables_of_threads
-from tunsplit.kernel.procpid import DELETED, read_file, read_process
-from tunsplit.kernel.procpid import parse_stat as parse_stat  # exported: others too know processes by it
+from tunsplit.kernel.procpid import parse_stat, read_file, read_process
 from tunsplit.process import Process
 
 PAUSE = 200  # descriptors read before the event loop gets its turn: 0.5 ms
@@ -34,13 +33,6 @@ CACHED = 4096  # entries of each cache
 RECENT = 8  # owners of the last flows whose next socket is guessed at
 GUESSED = 64  # descriptors of the last owner, newest first, that a recheck looks at
 RELATIVES = 32  # children whose descriptor a recheck compares
-GENERATIONS = 256  # ancestors followed: no session is that deep
-
-# What can change while the program stays the same, and is no cheaper to compare than to read.
-MUTABLE = frozenset({"cmdline", "cgroup"})
-
-# Stands for an ancestor that died before it could be read: what it was, nobody will know.
-UNKNOWN = Process(0, 0, 0, 0, None)
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -54,7 +46,7 @@ class Holder(NamedTuple):
 
 
 class Processes:
-    """Holders of sockets and ancestors of processes, with what is known of them from before.
+    """Holders of sockets, with what is known of them from before.
 
     `keys` are the keys of `[[app]]` entries that rules judge by: what none of them needs is not read.
 
@@ -69,7 +61,6 @@ class Processes:
         self._recent: dict[int, str] = {}  # pid → descriptor of the last flows' owners, the newest last
         # pid and start time → whether it is known to hold its sockets alone
         self._alone: dict[tuple[int, int], bool] = {}
-        self._ancestors: dict[tuple[int, int], tuple[Process, ...]] = {}
         self._rechecked = self._scanned = self._descriptors = 0
 
     def close(self) -> None:
@@ -150,17 +141,6 @@ class Processes:
             self._correct(inode, keys)
             yield inode, keys
 
-    def ancestors(self, process: Process) -> tuple[Process, ...]:
-        """Parent first, as they were when this process was first asked for; programs as they are now.
-
-        A dead ancestor stays in the line: its orphans are still its children.
-        """
-        key = (process.pid, process.start_time)
-        known = self._ancestors.get(key)
-        line = self._walk(process) if known is None else tuple([self._refresh(ancestor) for ancestor in known])
-        _store(self._ancestors, key, line, CACHED)
-        return line
-
     def read(self, pid: int) -> Process | None:
         """What this pid is now; None when there is no such process.
 
@@ -176,7 +156,6 @@ class Processes:
             "scanned": self._scanned,
             "descriptors": self._descriptors,
             "owners": len(self._owners),
-            "ancestors": len(self._ancestors),
         }
 
     def _candidates(self, inode: int, cgroup_id: int | None) -> Iterator[int]:
@@ -275,34 +254,9 @@ class Processes:
                 _store(self._owners, inode, (process.pid, descriptor), CACHED)
                 _store(self._recent, process.pid, descriptor, RECENT)
 
-    def _walk(self, process: Process) -> tuple[Process, ...]:
-        line: list[Process] = []
-        child: Process | None = process
-        while child is not None and child.parent and len(line) < GENERATIONS:
-            ancestor = self.read(child.parent)
-            if ancestor is not None and ancestor.start_time <= child.start_time:
-                line.append(ancestor)
-                child = ancestor
-                continue
-            # The parent died meanwhile (a younger process has its pid), and the child has another one now.
-            child = self._again(child)
-            if child is None:
-                line.append(UNKNOWN)
-        return tuple(line)
-
     def _again(self, process: Process) -> Process | None:
         now = self.read(process.pid)
         return now if now is not None and now.start_time == process.start_time else None
-
-    def _refresh(self, ancestor: Process) -> Process:
-        if self.keys & MUTABLE or ("user" in self.keys and _user(ancestor.pid) not in (ancestor.uid, None)):
-            return self._again(ancestor) or ancestor
-        if ancestor.executable is None:
-            return ancestor
-        shown = ancestor.executable.path + (DELETED if ancestor.executable.deleted else "")
-        if read_link(f"/proc/{ancestor.pid}/exe") in (shown, None):
-            return ancestor
-        return self._again(ancestor) or ancestor
 
 
 def _user(pid: int) -> int | None:

@@ -162,7 +162,7 @@ class Admit:
                 if attribution is None:
                     break
                 if attribution.owner is not None or source is self._sources[-1]:
-                    self.judge([unknown], attribution, now)
+                    self._judge_current([unknown], attribution, now)
                     return
         except KernelError as error:
             self._failed([unknown], error, now)
@@ -224,11 +224,19 @@ class Admit:
 
     def judge(self, packets: list[Unknown], attribution: Attribution, now: float) -> None:
         """Open the flow that these packets began, or refuse it."""
+        try:
+            self._judge.prepare()
+        except KernelError as error:
+            self._failed(packets, error, now)
+            return
+        self._judge_current(packets, attribution, now)
+
+    def _judge_current(self, packets: list[Unknown], attribution: Attribution, now: float) -> None:
+        """The same, with the process tree as of this moment."""
         self.counters[f"attributed_{attribution.certainty.value}"] += 1
         first = packets[0]
         known = self._nat.outbound.find(first.protocol, first.key)
         try:
-            self._judge.prepare()
             judgement = self._judge.judge(attribution.owner)
             side = judgement.verdict.value
             if known is not None and not self._goes_on(known.flow, first.protocol, side, attribution, judgement):
@@ -240,15 +248,11 @@ class Admit:
                 self._pass_all(packets, now)
                 return
             way = self._network.way(side, first.headers.version, destination_of(first.key))
-            if way is None:
-                self.refuse(
-                    packets,
-                    Judgement(Verdict.BLOCK, f"{judgement.reason}; the {side} has no way there"),
-                    attribution,
-                    now,
-                )
-            elif not self._open(first, way, judgement, attribution, now):
-                self.refuse(packets, Judgement(Verdict.BLOCK, f"{judgement.reason}; no room"), attribution, now)
+            hindrance = f"the {side} has no way there" if way is None else ""
+            if way is not None and not self._open(first, way, judgement, attribution, now):
+                hindrance = "no room"
+            if hindrance:
+                self.refuse(packets, Judgement(Verdict.BLOCK, f"{judgement.reason}; {hindrance}"), attribution, now)
             else:
                 self._pass_all(packets, now)
         except KernelError as error:
