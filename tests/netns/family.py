@@ -1,8 +1,10 @@
 """Descendants of an app that do what they are told as well: the app passes it on."""
 
 import ast
+import contextlib
 import itertools
 import json
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,12 @@ def hear(name):
 """
 # Forked twice, the leader of a session in between: nobody's child when it becomes the program that is named.
 DAEMON = """
-import os, sys
 if os.fork():
     os._exit(0)
 os.setsid()
 if os.fork():
     os._exit(0)
-os.execv(sys.argv[1], sys.argv[1:])
+os.execv(words[0], words)
 """
 
 
@@ -47,7 +48,7 @@ def agent(program: Path) -> list[str]:
 class Child:
     """A descendant of an app; `born` gives one."""
 
-    def __init__(self, parent: App, name: str, pid: int) -> None:
+    def __init__(self, parent: "App | Child", name: str, pid: int) -> None:
         self._parent = parent
         self._name = name
         self.pid = pid
@@ -83,7 +84,7 @@ class Child:
 _names = itertools.count()
 
 
-async def bear(parent: App, words: list[str]) -> Child:
+async def bear(parent: "App | Child", words: list[str]) -> Child:
     """Start a child of an app; its command is to end in an agent's, see `agent`."""
     name = f"child {next(_names)}"
     if not await parent("'children' in globals()"):
@@ -91,9 +92,30 @@ async def bear(parent: App, words: list[str]) -> Child:
     return Child(parent, name, await parent("bear(name, words)", name=name, words=words))
 
 
-async def bear_daemon(parent: App, between: Path, program: Path) -> Child:
-    """Start a daemon: a process of `between` forks twice and exits; what is left becomes `program`."""
-    child = await bear(parent, [str(between), "-I", "-S", "-c", DAEMON, *agent(program)])
+async def bear_daemon(
+    parent: "App | Child", between: Path, program: Path, *, wait_known: Callable[[int], Awaitable[Any]] | None = None
+) -> Child:
+    """Start a daemon: a process of `between` forks twice and exits; what is left becomes `program`.
+
+    `wait_known`: waits until somebody has looked at a process; who is gone before that is of no known program.
+    """
+    child = await bear(parent, agent(between))
+    assert child.pid == await child("os.getpid()")
+    if wait_known is not None:
+        await wait_known(child.pid)
+    await child.tell(DAEMON, words=agent(program))
     await parent("children[name].wait()", name=child._name)  # noqa: SLF001 - of the same module
-    child.pid = await child("os.getpid()")
+    # What is told before it is that program, the old one reads.
+    (child.pid,) = await until(partial(_running, program), f"there is a {program}")
+    assert child.pid == await child("os.getpid()")
     return child
+
+
+async def _running(program: Path) -> list[int]:
+    """Who runs a program, as far as we may know."""
+    found = []
+    for entry in Path("/proc").iterdir():  # noqa: ASYNC240  never waits
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and (entry / "exe").readlink() == program:
+                found.append(int(entry.name))
+    return found

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tests.netns.stage import HOST, RELAY, SERVER, Stage
+from tunsplit.lab.daemon import Daemon
 
 SEEN_AS = {"uplink": HOST, "tunnel": RELAY}
 
@@ -28,3 +29,12 @@ async def listed(stage: Stage, pid: int) -> list[str]:
     """The line that `tunsplit pid list` has for a process, or none."""
     lines = (await stage.daemon.command("pid", "list")).stdout.splitlines()
     return [line for line in lines if line.split()[0] == str(pid)]
+
+
+def look(daemon: Daemon) -> Callable[[int], Awaitable[Any]]:
+    """Have tunsplit look at a process."""
+
+    async def wait_known(pid: int) -> None:
+        await daemon.command("explain", "--pid", str(pid))
+
+    return wait_known

@@ -4,7 +4,7 @@ import pytest
 
 from tests.netns import hammer
 from tests.netns.family import agent, bear, bear_daemon
-from tests.netns.sides import SEEN_AS, is_on, listed
+from tests.netns.sides import SEEN_AS, is_on, listed, look
 from tests.netns.stage import HOST_TUNNEL, SERVER, Stage, open_stage, until
 
 pytestmark = pytest.mark.netns
@@ -72,7 +72,7 @@ async def test_a_daemon_stays_where_it_was_born(stage, program, side):
     """L6: forked twice, its session its own, an orphan, another program by now; whoever was listed is gone."""
     other, between = stage.lab.copy_program("python", "other"), getattr(stage, program)
     async with stage.app(stage.lab.copy_program("python", "relay")) as relay:
-        daemon = await bear_daemon(relay, between, other)
+        daemon = await bear_daemon(relay, between, other, wait_known=look(stage.daemon))
         assert 1 == await daemon("os.getppid()")
         assert await is_on(stage, daemon, side)
         lines = await listed(stage, daemon.pid)
@@ -87,7 +87,7 @@ async def test_a_rule_that_comes_later_finds_the_orphans_of_who_is_dead(stage):
     """L5, L6: their ancestor was never listed while it lived."""
     other, between = stage.lab.copy_program("python", "other"), stage.lab.copy_program("python", "between")
     async with stage.app(stage.included) as relay:
-        daemon = await bear_daemon(relay, between, other)
+        daemon = await bear_daemon(relay, between, other, wait_known=look(stage.daemon))
         assert await is_on(stage, daemon, "tunnel")
         await stage.daemon.command("app", "add", str(between))
         assert await is_on(stage, daemon, "uplink")
