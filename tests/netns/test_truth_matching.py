@@ -120,6 +120,7 @@ async def test_an_executable_that_was_replaced_still_matches(lab):
         stage.app(stage.excluded) as running,
         stage.app(stage.included) as other,
     ):
+        assert await is_on(stage, running, "uplink")
         new = stage.excluded.with_name("new")
         shutil.copy(stage.excluded, new)
         new.replace(stage.excluded)
