@@ -30,6 +30,7 @@ async def test_twenty_children_in_quick_succession_are_their_parents(stage, prog
         )  # fmt: skip
         seen_as = await app("[child.communicate()[0].strip() for child in children]")
 
+    assert [] == [flow for flow in await stage.daemon.flows() if flow["verdict"] == "block"]
     assert [str(SEEN_AS[side][version])] * MANY == seen_as
     assert {side} == await stage.where(protocol="tcp", address=SERVER[version])
     frames = getattr(stage.lab, side).seen("tcp", destination=SERVER[version], payload=b"i am")
