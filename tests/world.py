@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tests.craft import ICMP, ICMPV6, UDP, address, ends
 from tunsplit.engine.direction import Direction
-from tunsplit.engine.flow import UDP_CONFIRM_S, Flow
+from tunsplit.engine.flow import Flow
 from tunsplit.engine.nat import PORT_POOLS, Nat, Way
 from tunsplit.engine.ports import PortPool
 from tunsplit.engine.slowpath import Ready, SlowPath, Unknown, flow_key
@@ -81,7 +81,7 @@ class World:
         if headers.protocol != UDP or headers.size != len(packet) or headers.identification or headers.options:
             return None
         rewrite = self.nat.outbound.find(UDP, flow_key(packet, headers))
-        if rewrite is None or self.now - rewrite.last_seen <= UDP_CONFIRM_S:
+        if rewrite is None or self.now == rewrite.last_seen:
             return None
         unknown = Unknown(UDP, rewrite.flow.key, headers, header, packet)
         return bytes(self.outbound.pass_on(unknown, rewrite, self.now)[0].packet)

@@ -172,7 +172,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             network=network,
             carry=lambda: outbound.carry(tun, nat, admit.passed_by, frame, trio.current_time()),
         )
-        judge.on_change = switch.on_change
+        judge.on_change, judge.on_exec = switch.on_change, switch.on_exec
         report = Report(switch, judge, nat, network, admit, ports, tun, counters)
         async with trio.open_nursery() as nursery:
             fragments = [slow.fragments]

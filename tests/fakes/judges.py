@@ -92,7 +92,7 @@ class FakeSource:
             yield None
         yield self.found.get(port)
 
-    def cookie(self, _: int, four_tuple: bytes) -> bytes | None:
+    def cookie(self, _: int, four_tuple: bytes, *, all_sockets: bool = True) -> bytes | None:
         if self.error:
             raise self.error
         return self.cookies.get(int.from_bytes(four_tuple[-4:-2], "big"))

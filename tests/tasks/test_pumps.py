@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from tests.craft import fragments, tcp, udp
-from tests.fakes.devices import FAR4, HOST4, ROUTER4, ROUTER_MAC, TUN4, WG0, FakeTun, Side, nat, opened
+from tests.fakes.devices import FAR4, HOST4, ROUTER4, ROUTER_MAC, TCP, TUN4, WG0, FakeTun, Side, nat, opened
 from tests.fakes.judges import as_real
 from tunsplit.engine.slowpath import SlowPath
 from tunsplit.tasks import inbound, mishap, outbound
@@ -95,7 +95,9 @@ async def turns(pumps, packet, count, nursery):
 
 
 async def test_a_batch_gives_way_to_others(pumps, nursery):
-    assert [0, outbound.BATCH, outbound.BATCH + 21] == await turns(pumps, udp(FLOW), outbound.BATCH + 20, nursery)
+    """Of TCP: a datagram of each further batch is another socket's until it is known to be the same one's."""
+    opened(pumps.table, FLOW, pumps.side.way(), protocol=TCP)
+    assert [0, outbound.BATCH, outbound.BATCH + 21] == await turns(pumps, tcp(FLOW), outbound.BATCH + 20, nursery)
     assert outbound.BATCH + 20 == len(pumps.side.socket.frames)
 
 

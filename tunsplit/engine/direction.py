@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from tunsplit.engine.flow import UDP_CONFIRM_S, Flow, FlowState, Rewrite
+from tunsplit.engine.flow import Flow, FlowState, Rewrite
 from tunsplit.wire.ip import (
     FRAGMENT,
     NO_OPTIONS,
@@ -95,7 +95,8 @@ class Direction:
             check += -rewrite.transport_delta if finished else rewrite.pseudo_delta
             pack_u16(packet, at, check % 0xFFFF)
         else:
-            if self._outbound and now - rewrite.last_seen > UDP_CONFIRM_S:
+            # A port can change hands: once a batch, its socket is asked for.
+            if self._outbound and now != rewrite.last_seen:
                 return None
             if check or not finished:  # UDP: 0 means "none" (RFC 768), so a computed 0 goes out as 0xFFFF
                 check += -rewrite.transport_delta if finished else rewrite.pseudo_delta

@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from tunsplit.engine.direction import Direction, reversed_key
-from tunsplit.engine.flow import UDP_CONFIRM_S, Rewrite
+from tunsplit.engine.flow import Rewrite
 from tunsplit.engine.fragments import Fragments, Refused
 from tunsplit.errors import MalformedPacket
 from tunsplit.wire import icmp, vnet
@@ -116,7 +116,7 @@ class SlowPath:
         """Whether a packet of an open flow may be another socket's."""
         if headers.protocol == TCP:
             return not self._direction.control(rewrite, packet[headers.transport + 13])
-        return self._outbound and now - rewrite.last_seen > UDP_CONFIRM_S
+        return self._outbound and now != rewrite.last_seen
 
     def _translate_later(self, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready]:
         try:

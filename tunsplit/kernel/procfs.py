@@ -141,6 +141,10 @@ class Processes:
             self._correct(inode, keys)
             yield inode, keys
 
+    def held_of(self, pid: int, inodes: set[int]) -> set[int]:
+        """Which of these sockets a process holds."""
+        return {inode for found, _ in self._held(pid, inodes) for inode, _ in found}
+
     def read(self, pid: int) -> Process | None:
         """What this pid is now; None when there is no such process.
 

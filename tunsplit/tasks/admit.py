@@ -21,7 +21,7 @@ import trio
 
 from tunsplit.engine.attribution import Attribution, Source, search_all
 from tunsplit.engine.direction import ACK, RST, SYN, destination_of, source_of
-from tunsplit.engine.flow import App, Flow, FlowEvent, Rewrite
+from tunsplit.engine.flow import UDP_PAUSE_S, App, Flow, FlowEvent, Rewrite
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import PORT_POOLS, Nat, Way
 from tunsplit.engine.policy import Judgement, Verdict
@@ -115,7 +115,7 @@ class Admit:
             self._slow.refuse_fragments(unknown, now)
         elif unknown.protocol not in self._protocols:
             self.refuse([unknown], Judgement(Verdict.BLOCK, "protocol not listed"), None, now)
-        elif (known := self._nat.outbound.find(*key)) is not None and self._is_same_socket(unknown, known):
+        elif (known := self._nat.outbound.find(*key)) is not None and self._is_same_socket(unknown, known, now):
             self._pass(unknown, known, now)
         elif (refusal := self.refused.get(key)) is not None and self._holds(refusal, now):
             self._answer(unknown, now)
@@ -135,9 +135,10 @@ class Admit:
             return False
         return True
 
-    def _is_same_socket(self, unknown: Unknown, known: Rewrite) -> bool:
+    def _is_same_socket(self, unknown: Unknown, known: Rewrite, now: float) -> bool:
         """Whether the packet is of the very socket that the open flow is of: a SYN again, a datagram after a pause."""
-        return known.flow.cookie is not None and self._has_cookie(unknown.protocol, unknown.key, known.flow.cookie)
+        cookie, paused = known.flow.cookie, now - known.last_seen > UDP_PAUSE_S
+        return cookie is not None and self._has_cookie(unknown.protocol, unknown.key, cookie, all_sockets=paused)
 
     def _holds(self, refusal: Refusal, now: float) -> bool:
         """Whether the refusal stands: it is young, and no other socket has the four-tuple since.
@@ -148,9 +149,9 @@ class Admit:
             return False
         return refusal.cookie is None or self._has_cookie(refusal.protocol, refusal.key, refusal.cookie)
 
-    def _has_cookie(self, protocol: int, key: bytes, cookie: bytes) -> bool:
+    def _has_cookie(self, protocol: int, key: bytes, cookie: bytes, *, all_sockets: bool = True) -> bool:
         try:
-            return self._source.cookie(protocol, key) == cookie
+            return self._source.cookie(protocol, key, all_sockets=all_sockets) == cookie
         except KernelError:
             return False  # then it is judged anew, which says what failed
 

@@ -57,6 +57,7 @@ class Judge:
         self.policy = policy
         self.failure: str | None = None
         self.on_change: Callable[[set[tuple[int, int]]], None] = lambda _: None
+        self.on_exec: Callable[[Process], None] = lambda _: None
         self.counters: Counter[str] = Counter()
         self._events = ProcessEvents()
         self._processes = processes
@@ -85,6 +86,7 @@ class Judge:
                 self._drain()
                 for process, image in read:
                     self.tree.look(process, image)
+                    self.on_exec(process)
         except KernelError as error:
             self.failure = str(error)
             raise

@@ -67,12 +67,15 @@ class SocketSource:
                 return
             yield None
 
-    def cookie(self, protocol: int, four_tuple: bytes) -> bytes | None:
-        """The cookie of the socket that sends this flow now; None where there is none, or no way to tell."""
-        if protocol == UDP:
+    def cookie(self, protocol: int, four_tuple: bytes, *, all_sockets: bool = True) -> bytes | None:
+        """The cookie of the socket that sends this flow now; None where there is none, or no way to tell.
+
+        Several UDP sockets may share a port. To look for all of them costs ten times what the likeliest one does.
+        """
+        if protocol == UDP and all_sockets:
             sockets = self._diag.find_all(four_tuple)
             return sockets[0].cookie if len(sockets) == 1 else None
-        socket = self._diag.find(protocol, four_tuple) if protocol == TCP else None
+        socket = self._diag.find(protocol, four_tuple) if protocol in (TCP, UDP) else None
         return socket.cookie if socket else None
 
     def _find(self, protocol: int, four_tuple: bytes) -> _Found:

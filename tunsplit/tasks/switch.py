@@ -30,6 +30,7 @@ from tunsplit.engine.reasons import Mark
 from tunsplit.errors import ConfigError, KernelError, TunsplitError
 from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.sockdiag import SockDiag
+from tunsplit.process import Process
 from tunsplit.tasks.admit import Admit
 from tunsplit.tasks.explain import Explainer
 from tunsplit.tasks.judge import Judge
@@ -231,6 +232,19 @@ class Switch:
         """Processes stand elsewhere than before: judge the flows that they hold."""
         self.rejudge([flow for flow in self._nat if changed & _holders(flow.owner)])
         self._admit.forget_refusals()
+
+    def on_exec(self, process: Process) -> None:
+        """A process runs another program: live flows whose sockets it has inherited have one holder more."""
+        flows = [flow for flow in self._nat if flow.sockets]
+        inodes = {inode for flow in flows for inode in flow.sockets}
+        held = self._processes.held_of(process.pid, inodes) if inodes else set()
+        heirs = []
+        for flow in flows:
+            if flow.owner is not None and not held.isdisjoint(flow.sockets):
+                others = [one for one in flow.owner.holders if (one.pid, one.start_time) != process[:2]]
+                flow.owner = replace(flow.owner, holders=(*others, process))
+                heirs.append(flow)
+        self.rejudge(heirs)
 
     def _apply(self) -> None:
         """Bring the list and the mode in force."""
