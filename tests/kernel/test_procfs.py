@@ -289,6 +289,25 @@ def test_many_known_processes_take_turns(processes, apps):
     assert each == {number: processes.recheck(number).process.pid for number in each}
 
 
+def test_a_newcomer_is_found_without_a_search(processes, apps):
+    """It may be gone before a search has come to it. Who else holds the socket, the search has to find."""
+    with sockets() as sock:
+        number = inode(sock)
+        assert processes.newcomer(number) is None
+        processes.expect(os.getpid())
+        processes.expect(apps.start())
+        assert os.getpid() == processes.newcomer(number).process.pid
+        assert processes.recheck(number) is None
+
+
+def test_only_the_latest_newcomers_are_looked_at(processes, apps):
+    with sockets() as sock:
+        processes.expect(os.getpid())
+        for pid in range(1, procfs.NEWCOMERS + 1):
+            processes.expect(2**22 + pid)
+        assert processes.newcomer(inode(sock)) is None
+
+
 def test_a_process_that_has_shared_a_socket_is_always_searched_for(processes, apps):
     with sockets() as shared, sockets() as own:
         apps.start(shared)

@@ -186,7 +186,8 @@ async def test_off_and_on_again(stage, excluded, included):
     await stage.where()
     for word in hammer.CONNECTED:
         assert max(hammer.numbers(stage.lab.uplink, word)) <= last
-        assert [] == hammer.numbers(stage.lab.tunnel, word)
+        # A datagram that was under way is judged anew, and may leave where its app belongs by then; a segment may not.
+        assert word.startswith("udp") or [] == hammer.numbers(stage.lab.tunnel, word)
     assert await is_on(stage, excluded, "tunnel")
     assert str(stage.excluded) in (await stage.daemon.command("app", "list")).stdout
 

@@ -20,6 +20,7 @@ cgroup (it may be moved). Holders are read anew for every flow.
 # ruff: noqa: PTH115, PTH116, PTH208 -- pathlib costs more than the system call, and this is the dear part
 
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
@@ -32,6 +33,7 @@ PAUSE = 200  # descriptors read before the event loop gets its turn: 0.5 ms
 CACHED = 4096  # entries of each cache
 RECENT = 8  # owners of the last flows whose next socket is guessed at
 GUESSED = 64  # descriptors of the last owner, newest first, that a recheck looks at
+NEWCOMERS = 4  # the last processes that were born or became another program
 RELATIVES = 32  # children whose descriptor a recheck compares
 
 Key = TypeVar("Key")
@@ -61,6 +63,7 @@ class Processes:
         self._recent: dict[int, str] = {}  # pid → descriptor of the last flows' owners, the newest last
         # pid and start time → whether it is known to hold its sockets alone
         self._alone: dict[tuple[int, int], bool] = {}
+        self._newcomers: OrderedDict[int, None] = OrderedDict()
         self._rechecked = self._scanned = self._descriptors = 0
 
     def close(self) -> None:
@@ -86,6 +89,22 @@ class Processes:
             found, _ = search(f"/proc/{pid}/fd", link, GUESSED)
             if found is not None:
                 return self._confirm_alone(pid, found, link)
+        return None
+
+    def expect(self, pid: int) -> None:
+        """A process was born, or runs another program: it may send its first packet and be gone in a moment."""
+        self._newcomers[pid] = None
+        self._newcomers.move_to_end(pid)
+        if len(self._newcomers) > NEWCOMERS:
+            self._newcomers.popitem(last=False)
+
+    def newcomer(self, inode: int) -> Holder | None:
+        """One of the last newcomers, if it holds this socket now; others may as well, which a search has to find."""
+        link = f"socket:[{inode}]"
+        for pid in reversed(self._newcomers):
+            found, _ = search(f"/proc/{pid}/fd", link, GUESSED)
+            if found is not None and (holder := self._confirm(pid, found, link)) is not None:
+                return holder
         return None
 
     def find_holders(self, inode: int, cgroup_id: int | None = None) -> Iterator[Holder | None]:

@@ -227,10 +227,12 @@ class Judge:
             case Fork(_, parent, child, child_tgid, at):
                 if child == child_tgid:
                     tree.fork(parent, child, at)
+                    self._processes.expect(child)
                 else:
                     tree.thread(child_tgid)
             case Exec(_, tgid, at):
                 tree.exec(tgid, at)
+                self._processes.expect(tgid)
             case Exit(pid, tgid, at):
                 tree.exit(pid, tgid, at)
             case UidChanged(pid, tgid, _, at) if pid == tgid:

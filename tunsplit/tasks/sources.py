@@ -5,7 +5,7 @@ sent the packet counts: UDP sockets that share a port, and for echo and the othe
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunsplit.engine.attribution import Attribution, Certainty, Owner
 from tunsplit.engine.direction import destination_of, source_of
@@ -14,6 +14,7 @@ from tunsplit.kernel.procfs import Holder, Processes
 from tunsplit.kernel.sockdiag import LISTEN, SockDiag, Socket
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
+MOST_EARLY = 4096  # flows whose holder is noted while they wait for the search
 NO_SOCKET = Attribution("no socket", None)
 
 
@@ -33,6 +34,7 @@ class SocketSource:
     def __init__(self, diag: SockDiag, processes: Processes) -> None:
         self._diag = diag
         self._processes = processes
+        self._early: dict[bytes, dict[int, Holder]] = {}
 
     def attribute(self, protocol: int, four_tuple: bytes) -> Attribution | None:
         """Answer at once if every socket's holder is known from before."""
@@ -43,16 +45,20 @@ class SocketSource:
         for inode in found.inodes:
             holder = self._processes.recheck(inode)
             if holder is None:
+                self._note_newcomers(four_tuple, found)
                 return None
             holders.append(holder)
         return self._answer(found, holders, complete=True)
 
     def search(self, protocol: int, four_tuple: bytes) -> Iterator[Attribution | None]:
         """Look through all processes; None now and then, so that others get their turn."""
+        early = self._early.pop(four_tuple, {})
         found = self._find(protocol, four_tuple)
+        if not found.inodes and early:  # sent by a program that has ended since
+            found = replace(found, inodes=tuple(early))
         while True:
-            holders: list[Holder] = []
-            held: set[int] = set()
+            holders: list[Holder] = [early[inode] for inode in found.inodes if inode in early]
+            held: set[int] = {inode for inode in found.inodes if inode in early}
             for inode in found.inodes:
                 for holder in self._processes.find_holders(inode, found.cgroup_id):
                     if holder is None:
@@ -62,10 +68,19 @@ class SocketSource:
                         held.add(inode)
             # A search takes its time, in which a four-tuple can change hands.
             before, found = found, self._find(protocol, four_tuple)
-            if found == before:
+            if found == before or (not found.inodes and held):
+                found = before
                 yield self._answer(found, holders, complete=held == set(found.inodes))
                 return
             yield None
+
+    def _note_newcomers(self, four_tuple: bytes, found: _Found) -> None:
+        """Note who holds the sockets at this moment, as far as it is a newcomer: by the search's end it may be gone."""
+        early = {inode: holder for inode in found.inodes if (holder := self._processes.newcomer(inode)) is not None}
+        if early:
+            if len(self._early) >= MOST_EARLY:
+                self._early.clear()
+            self._early[four_tuple] = early
 
     def cookie(self, protocol: int, four_tuple: bytes, *, all_sockets: bool = True) -> bytes | None:
         """The cookie of the socket that sends this flow now; None where there is none, or no way to tell.

@@ -40,6 +40,7 @@ from tunsplit.tasks.sources import SocketSource
 from tunsplit.wire.ip import TCP, UDP
 
 RST_S = 0.005  # how long the kernel may take to send the RST of a destroyed socket: 0.3 ms, seen
+MOST_BATCHES = 32  # of packets that wait in the tun while a switch is carried out
 HOLDERS_S = 4.0  # between two looks at who holds the sockets of live flows
 # What takes a new start: sections, by what they would change under running flows.
 FIXED = ("tun", "control")
@@ -221,12 +222,25 @@ class Switch:
         losers: list[tuple[Flow, Judgement]] = []
         for flow in flows:
             judgement = self._judge.judge(flow.owner)
+            if judgement.verdict.value != flow.side and self._has_lost_holders(flow):
+                judgement = self._judge.judge(flow.owner)
             if judgement.verdict.value != flow.side:
                 losers.append((flow, judgement))
             else:
                 flow.reason = judgement.reason
         if losers:
             self._end(losers)
+
+    def _has_lost_holders(self, flow: Flow) -> bool:
+        """Whether some of several holders have closed the flow's socket since; they are forgotten then."""
+        if flow.owner is None or len(flow.owner.holders) < 2:
+            return False
+        sockets = set(flow.sockets)
+        left = tuple(one for one in flow.owner.holders if self._processes.held_of(one.pid, sockets))
+        if not left or len(left) == len(flow.owner.holders):
+            return False
+        flow.owner = replace(flow.owner, holders=left)
+        return True
 
     def on_change(self, changed: set[tuple[int, int]]) -> None:
         """Processes stand elsewhere than before: judge the flows that they hold."""
@@ -263,17 +277,25 @@ class Switch:
 
     def _end(self, losers: list[tuple[Flow, Judgement]]) -> None:
         resets = []
-        for flow, _ in losers:
+        began = trio.current_time()
+        for flow, judgement in losers:
+            if flow.protocol == UDP:  # until this is done, what it has sent already opens nothing
+                self._admit.remember_refused(flow, judgement, began)
             if flow.protocol in (TCP, UDP) and self._destroy(flow) and flow.protocol == TCP:
                 resets.append(flow)
         deadline = time.monotonic() + RST_S
         while any(flow.state is FlowState.OPEN for flow in resets) and time.monotonic() < deadline:
             if not self._carry():
                 time.sleep(RST_S / 50)
+        for _ in range(MOST_BATCHES):  # what the sockets had sent already
+            if not self._carry():
+                break
         now = trio.current_time()
         for flow, judgement in losers:
             if flow.state in (FlowState.OPEN, FlowState.CLOSING):
                 self._nat.end(flow, FlowEvent.BLOCK, now)
+            if flow.protocol == UDP:
+                self._admit.refused.pop((flow.protocol, flow.key), None)
             if flow.protocol == TCP:
                 self._admit.remember_refused(flow, replace(judgement, reason=f"switched: {judgement.reason}"), now)
         logger.info("flows ended by a switch", extra={"count": len(losers)})
