@@ -33,7 +33,7 @@ from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
 from tunsplit.tasks.sources import SocketSource
-from tunsplit.wire import icmp
+from tunsplit.wire import craft, icmp
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 WORKERS = 4
@@ -125,7 +125,7 @@ class Admit:
     def _is_for_nobody(self, unknown: Unknown) -> bool:
         """Whether the packet is the kernel's own, of no flow, or addressed to many: dropped, counted, never judged."""
         packet, at = unknown.packet, unknown.headers.transport
-        if _is_to_many(unknown.headers.destination):
+        if craft.is_multicast(unknown.headers.destination):
             self.counters["multicast"] += 1
         elif unknown.protocol == TCP and packet[at + 13] & RST:
             self.counters["reset_of_no_flow"] += 1
@@ -138,7 +138,13 @@ class Admit:
     def _is_same_socket(self, unknown: Unknown, known: Rewrite, now: float) -> bool:
         """Whether the packet is of the very socket that the open flow is of: a SYN again, a datagram after a pause."""
         cookie, paused = known.flow.cookie, now - known.last_seen > UDP_PAUSE_S
-        return cookie is not None and self._has_cookie(unknown.protocol, unknown.key, cookie, all_sockets=paused)
+        try:
+            found = self._source.cookie(unknown.protocol, unknown.key, all_sockets=paused)
+        except KernelError:
+            return False  # then it is judged anew, which says what failed
+        # A program that sends and ends leaves datagrams in the tun: nobody else has the port.
+        gone = found is None and unknown.protocol == UDP and not paused
+        return cookie is not None and (found == cookie or gone)
 
     def _holds(self, refusal: Refusal, now: float) -> bool:
         """Whether the refusal stands: it is young, and no other socket has the four-tuple since.
@@ -149,9 +155,9 @@ class Admit:
             return False
         return refusal.cookie is None or self._has_cookie(refusal.protocol, refusal.key, refusal.cookie)
 
-    def _has_cookie(self, protocol: int, key: bytes, cookie: bytes, *, all_sockets: bool = True) -> bool:
+    def _has_cookie(self, protocol: int, key: bytes, cookie: bytes) -> bool:
         try:
-            return self._source.cookie(protocol, key, all_sockets=all_sockets) == cookie
+            return self._source.cookie(protocol, key) == cookie
         except KernelError:
             return False  # then it is judged anew, which says what failed
 
@@ -391,9 +397,3 @@ def app_of(attribution: Attribution) -> App | None:
         return None
     process = attribution.owner.process
     return App(process.pid, process.executable.path if process.executable else "", process.uid)
-
-
-def _is_to_many(address: bytes) -> bool:
-    if len(address) == 4:
-        return address[0] >= 224
-    return address[0] == 0xFF

@@ -69,7 +69,7 @@ def icmp_error(
     """
     if not headers.has_transport or not any(headers.source):
         return None
-    if _is_multicast(headers.source) or _is_multicast(headers.destination):
+    if is_multicast(headers.source) or is_multicast(headers.destination):
         return None
     if headers.protocol in icmp.ERRORS:
         at = headers.transport
@@ -102,5 +102,6 @@ def refusal(packet: bytes | bytearray | memoryview, headers: Headers, sender: by
     return icmp_error(packet, headers, sender, icmp.UNREACHABLE[headers.version], icmp.PROHIBITED[headers.version])
 
 
-def _is_multicast(address: bytes) -> bool:
+def is_multicast(address: bytes) -> bool:
+    """Whether packets to this address are for many, limited broadcast included."""
     return address[0] >= 224 if len(address) == 4 else address[0] == 0xFF
