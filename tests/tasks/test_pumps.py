@@ -237,7 +237,6 @@ async def test_a_device_that_is_closed_is_looked_at_no_more(pumps, nursery):
     nursery.start_soon(pumps.pump.run)
     await trio.testing.wait_all_tasks_blocked(0.01)
     pumps.side.socket.delivers(udp(REPLY))
-    await trio.lowlevel.checkpoint()  # the pump is told that it may read; it is not its turn yet
     pumps.pump.detach(pumps.side.device)
     pumps.side.device.close()
     pumps.tun.sends(udp(FLOW))
