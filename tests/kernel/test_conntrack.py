@@ -98,10 +98,10 @@ def test_nothing_is_tracked_where_no_rule_asks_for_it(track):
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
 def test_a_kernel_that_does_not_track_knows_nothing(network, monkeypatch, code):
-    def get(self, what, *_):
+    def refuse(self, what, *_):
         raise Refused(what, code)
 
-    monkeypatch.setattr(NetlinkSocket, "get", get)
+    monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
     with closing(Conntrack()) as track:
         assert not track.available
         assert track.find(UDP, bytes(4), bytes(4), 1, 2) is None
@@ -113,11 +113,11 @@ def test_a_kernel_without_netfilter_knows_nothing(network, monkeypatch):
 
 
 def test_any_other_answer_is_an_error(network, monkeypatch):
-    def get(self, what, *_):
+    def refuse(self, what, *_):
         raise Refused(what, errno.EPERM)
 
     with closing(Conntrack()) as track:
-        monkeypatch.setattr(NetlinkSocket, "get", get)
+        monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
         with pytest.raises(KernelError, match="conntrack: Operation not permitted"):
             track.find(UDP, bytes(4), bytes(4), 1, 2)
         with pytest.raises(KernelError, match="conntrack: Operation not permitted"):

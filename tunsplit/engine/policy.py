@@ -10,6 +10,7 @@ one of them cannot be known, it is unattributed. What a matcher's yes is worth, 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tunsplit.engine.attribution import Certainty, Owner
 from tunsplit.engine.reasons import Reasons, Standing, standing_of
@@ -42,8 +43,7 @@ VERDICTS = {
 MARKED = {Standing.EXCLUDED: Verdict.UPLINK, Standing.INCLUDED: Verdict.TUNNEL}
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """A verdict and why, in a few words that users' scripts may rely on."""
 
     verdict: Verdict
