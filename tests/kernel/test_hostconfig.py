@@ -307,7 +307,7 @@ def test_without_ipv6_there_is_no_ipv6_part_but_the_closed_way(host, config):
     config.apply(host.plan())
 
     rules = [line for line in host.ip("-6 rule").splitlines() if "proto 117" in line]
-    assert ["83:\tfrom all unreachable proto 117"] == rules
+    assert ["84:\tfrom all unreachable proto 117"] == rules
     assert TUN == host.way(FAR4)
     config.release()
     assert before.splitlines() == without_tun(host.state(), before)
@@ -392,25 +392,33 @@ def udp(destination: str, port: int, *, device: str = "", unicast_if: str = "", 
     return None
 
 
-@pytest.mark.parametrize("destination", [FAR4, LAN4])
+@pytest.mark.parametrize("destination", [FAR4, LAN4, FAR6, ROUTER6])
 @pytest.mark.parametrize("port", [53, 7001])
-def test_what_names_a_device_goes_into_the_tun(host, config, destination, port):
+@pytest.mark.parametrize("device", [UPLINK, TUNNEL])
+def test_what_names_a_device_goes_into_the_tun(host, config, destination, port, device):
     config.apply(host.plan())
     host.drained()
 
-    udp(destination, port, unicast_if=UPLINK)
+    udp(destination, port, unicast_if=device)
 
-    assert host.in_tun(f":{port}")
+    assert host.in_tun(f"> {destination}:{port}")
     assert [] == [what for what in host.drained() if destination in what]
 
 
-@pytest.mark.parametrize("destination", [FAR6, ROUTER6])
-def test_what_names_a_device_finds_no_way_in_ipv6(host, config, destination):
-    config.apply(host.plan())
+@pytest.mark.parametrize("destination", [FAR4, LAN4, FAR6, ROUTER6])
+@pytest.mark.parametrize("firewall", [True, False])
+def test_what_is_bound_to_a_device_goes_nowhere(host, config, destination, firewall):
+    config.apply(host.plan(replace(SETTINGS, firewall=firewall)))
     host.drained()
 
-    assert udp(destination, 53, unicast_if=UPLINK) is not None
-    assert [] == [what for what in host.drained() if destination in what]
+    udp(destination, 7001, device=UPLINK)
+    with socket.socket(socket.AF_INET6 if ":" in destination else socket.AF_INET) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, UPLINK.encode())
+        client.settimeout(0.05)  # without the firewall, the SYN is sent again and again
+        with pytest.raises(OSError, match="timed out|refused|unreachable"):
+            client.connect((destination, 7001))
+
+    assert [] == [what for what in [*host.drained(), *host.drained_tun()] if destination in what]
 
 
 def test_gateways_that_others_name_are_found_where_they_are(host, config):
