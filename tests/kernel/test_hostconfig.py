@@ -415,7 +415,7 @@ def test_what_is_bound_to_a_device_goes_nowhere(host, config, destination, firew
     with socket.socket(socket.AF_INET6 if ":" in destination else socket.AF_INET) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, UPLINK.encode())
         client.settimeout(0.05)  # without the firewall, the SYN is sent again and again
-        with pytest.raises(OSError, match="timed out|refused|unreachable"):
+        with pytest.raises(OSError, match=r"timed out|refused|unreachable"):
             client.connect((destination, 7001))
 
     assert [] == [what for what in [*host.drained(), *host.drained_tun()] if destination in what]
