@@ -12,7 +12,7 @@ import socket
 from struct import Struct
 from typing import NamedTuple
 
-from tunsplit.errors import KernelError
+from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel.netlink import NLM_F_REQUEST, NetlinkSocket, Refused, attribute, attributes, nested
 
 NETLINK_NETFILTER = 12
@@ -48,7 +48,12 @@ class Entry(NamedTuple):
 
 
 class Conntrack:
-    """Exact look-ups in the network namespace that it was made in."""
+    """Exact look-ups in the network namespace that it was made in.
+
+    Raises:
+        PermissionMissing: this process may not ask there.
+        KernelError: ctnetlink cannot answer.
+    """
 
     def __init__(self) -> None:
         self._socket: NetlinkSocket | None = None
@@ -57,6 +62,11 @@ class Conntrack:
             self.find(socket.IPPROTO_UDP, bytes(4), bytes(4), 0, 0)
         except Refused as error:
             self.close()
+            if error.errno == errno.EPERM:
+                raise PermissionMissing(
+                    f"{error}: CAP_NET_ADMIN counts in the user namespace that owns this network namespace; start "
+                    "tunsplit outside of its user namespace, or make the network namespace inside it"
+                ) from error
             if error.errno not in ABSENT:
                 raise
         except KernelError:  # no netfilter in this kernel
