@@ -24,8 +24,6 @@ from tests.hosts import (
     TUN,
     TUNNEL,
     UPLINK,
-    Host,
-    open_host,
     own_namespace,
 )
 from tunsplit.errors import KernelError
@@ -47,12 +45,6 @@ from tunsplit.names import ROUTE_PROTOCOL
 pytestmark = pytest.mark.netns
 
 TABLE = 7501
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    with open_host() as host:
-        yield host
 
 
 @pytest.fixture
