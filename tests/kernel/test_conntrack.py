@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from tests.apps import own_network
-from tunsplit.errors import KernelError
+from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel import conntrack
 from tunsplit.kernel.conntrack import Conntrack, Entry, Tuple
 from tunsplit.kernel.netlink import NetlinkSocket, Refused
@@ -114,11 +114,20 @@ def test_a_kernel_without_netfilter_knows_nothing(network, monkeypatch):
 
 def test_any_other_answer_is_an_error(network, monkeypatch):
     def refuse(self, what, *_):
-        raise Refused(what, errno.EPERM)
+        raise Refused(what, errno.EIO)
 
     with closing(Conntrack()) as track:
         monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
-        with pytest.raises(KernelError, match="conntrack: Operation not permitted"):
+        with pytest.raises(KernelError, match="conntrack: Input/output error"):
             track.find(UDP, bytes(4), bytes(4), 1, 2)
-        with pytest.raises(KernelError, match="conntrack: Operation not permitted"):
+        with pytest.raises(KernelError, match="conntrack: Input/output error"):
             Conntrack()
+
+
+def test_a_user_namespace_of_its_own_is_named_as_what_forbids_to_ask(monkeypatch):
+    def refuse(self, what, *_):
+        raise Refused(what, errno.EPERM)
+
+    monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
+    with pytest.raises(PermissionMissing, match="not permitted: CAP_NET_ADMIN counts in the user namespace that owns"):
+        Conntrack()

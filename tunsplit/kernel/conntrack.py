@@ -11,7 +11,7 @@ import errno
 import socket
 from typing import NamedTuple
 
-from tunsplit.errors import KernelError
+from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel.netlink import NetlinkSocket, Refused, attribute, attributes, nested
 
 NETLINK_NETFILTER = 12
@@ -47,7 +47,12 @@ class Entry(NamedTuple):
 
 
 class Conntrack:
-    """Exact look-ups in the network namespace that it was made in."""
+    """Exact look-ups in the network namespace that it was made in.
+
+    Raises:
+        PermissionMissing: this process may not ask there.
+        KernelError: ctnetlink cannot answer.
+    """
 
     def __init__(self) -> None:
         self._socket: NetlinkSocket | None = None
@@ -56,6 +61,11 @@ class Conntrack:
             self.find(socket.IPPROTO_UDP, bytes(4), bytes(4), 0, 0)
         except Refused as error:
             self.close()
+            if error.errno == errno.EPERM:
+                raise PermissionMissing(
+                    f"{error}: CAP_NET_ADMIN counts in the user namespace that owns this network namespace; start "
+                    "tunsplit outside of its user namespace, or make the network namespace inside it"
+                ) from error
             if error.errno not in ABSENT:
                 raise
         except KernelError:  # no netfilter in this kernel

@@ -36,6 +36,7 @@ RETRY_S = 1.0
 MOST_BATCHES = 256  # of events before one packet is judged: a fork bomb must not keep us for ever
 MOST_ROUNDS = 8  # of programs that are read while others are started
 UNTOLD = frozenset(("cmdline", "cgroup"))  # what may change without an event
+KEPT_S = 7 * 86400.0  # for how long a tree that no daemon keeps is there for the next one
 GAP_S = 60.0  # without us, after which who was born meanwhile is believed as at a first start
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class Judge:
         processes.keys = keys_of(policy.rules)
         processes.recall = self.recall
         saved, recent = self._load()
+        if state_file is not None:
+            sweep(state_file.parent)
         self.tree = processstate.load(saved, policy.rules, self._look_at_all(), recent=recent)
 
     # Judging
@@ -273,6 +276,20 @@ class Judge:
         if not isinstance(saved, dict) or saved.get("boot") != self._boot:
             return None, False
         return saved.get("tree"), _now() - status.st_mtime < GAP_S
+
+
+def sweep(directory: Path) -> None:
+    """Forget the trees of network namespaces that are gone, or have been without a daemon for days."""
+    for file in directory.glob("processes-*"):
+        try:
+            touched = file.lstat().st_mtime
+            # While it is written, a file has the time of day (`save_now`), which is later than any since boot.
+            if (_now() if touched <= _now() else time.time()) - touched > KEPT_S:
+                file.unlink()
+        except FileNotFoundError:
+            continue  # its daemon has put it in its place meanwhile, or has swept too
+        except OSError as error:
+            logger.warning("an old process tree cannot be removed", extra={"error": str(error)})
 
 
 def _now() -> float:
