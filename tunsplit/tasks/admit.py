@@ -163,6 +163,7 @@ class Admit:
 
     def _attribute(self, unknown: Unknown, now: float) -> None:
         try:
+            self._source.note_newcomer(unknown.protocol, unknown.key)
             self._judge.prepare()
             for source in self._sources:
                 attribution = source.attribute(unknown.protocol, unknown.key)
