@@ -95,8 +95,8 @@ def test_it_is_ours_for_a_while_and_then_just_as_before(path):
 
 def test_to_take_what_is_taken_keeps_the_original(path):
     before = picture(path.parent)
-    takeover(STUB, path)
-    takeover([ip_address("::1")], path)
+    takeover(STUB, path).close()
+    takeover([ip_address("::1")], path).close()
     assert (ip_address("::1"),) == parse_untrusted(path.read_bytes()).servers
     assert give_back(path)
     assert before == picture(path.parent)
@@ -123,7 +123,7 @@ def test_killed_at_any_moment_it_comes_back_as_it_was(path, verb):
     before, said = picture(path.parent), read(path)
     for moment in range(30):
         if verb == "give_back":
-            takeover(STUB, path)
+            takeover(STUB, path).close()
         lived = dying(moment, lambda: takeover(STUB, path) if verb == "takeover" else give_back(path))
         assert said == read(path)
         give_back(path)
@@ -134,23 +134,34 @@ def test_killed_at_any_moment_it_comes_back_as_it_was(path, verb):
 
 
 def test_what_somebody_else_has_put_there_since_is_theirs(path):
-    takeover(STUB, path)
+    held = takeover(STUB, path)
     path.unlink()
     path.write_text("nameserver 9.9.9.9\n")
     assert not is_taken(path)
     assert (ip_address("9.9.9.9"),) == read(path).servers
-    give_back(path)
+    give_back(path, held)
     assert "nameserver 9.9.9.9\n" == path.read_text()
     assert not path.with_name("resolv.conf.tunsplit-original").exists()
 
 
 def test_what_somebody_else_has_put_there_since_is_what_comes_back_of_the_next_takeover(path):
-    takeover(STUB, path)
+    takeover(STUB, path).close()
     path.unlink()
     path.write_text("nameserver 9.9.9.9\n")
     with taken_over(STUB, path):
         assert (ip_address("9.9.9.9"),) == read(path).servers
     assert "nameserver 9.9.9.9\n" == path.read_text()
+
+
+def test_what_a_daemon_of_another_namespace_has_taken_is_left_to_it_while_it_runs(path):
+    held = takeover(STUB, path)
+    with pytest.raises(KernelError, match="is taken by the tunsplit of another network namespace"):
+        takeover(STUB, path)
+    assert not give_back(path)
+    assert is_taken(path)
+    held.close()  # as when it is killed
+    assert give_back(path)
+    assert not is_taken(path)
 
 
 def test_a_directory_that_is_not_there_is_said(tmp_path):

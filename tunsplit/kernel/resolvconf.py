@@ -12,16 +12,20 @@ every mount namespace that shows this directory, and nowhere else; a relative sy
 Under `ip netns exec`, and in most containers, the name is a mount point of its own: no second name can be given
 (EXDEV), nothing be renamed over it (EBUSY), and what is mounted there belongs to whoever mounted it. It is left alone.
 
-A taken file that somebody else has replaced since is theirs: it stays, and the original is forgotten.
+A taken file that somebody else has replaced since is theirs: it stays, and the original is forgotten. And /etc is shared
+by network namespaces: whoever runs holds a lock on what he has taken (flock(2), gone with the process), so that what
+was left behind can be told from what another daemon has taken.
 """
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import BinaryIO
 
 from tunsplit.errors import KernelError
 from tunsplit.host import IPAddress
@@ -87,14 +91,17 @@ def is_taken(path: Path = PATH) -> bool:
     return _is_ours(_read(path))
 
 
-def takeover(servers: Iterable[IPAddress], path: Path = PATH) -> None:
+def takeover(servers: Iterable[IPAddress], path: Path = PATH) -> BinaryIO:
     """Put a file of ours in its place that names these servers; search list and options stay as they were.
 
     Whatever moment this is interrupted at, the name leads to the original or to ours, and `give_back` knows what to do.
-    To take over what is taken already changes the servers.
+    What a dead daemon had taken is taken from it.
+
+    Returns:
+        What holds it: to be kept open, and given to `give_back`.
 
     Raises:
-        KernelError: it is a mount point, or its directory cannot be written.
+        KernelError: it is a mount point, its directory cannot be written, or another daemon has taken it.
     """
     before = read(path)
     lines = [f"nameserver {server}" for server in servers]
@@ -104,45 +111,55 @@ def takeover(servers: Iterable[IPAddress], path: Path = PATH) -> None:
     try:
         if not is_taken(path):
             _keep(path)
+        elif _is_held(path):
+            raise KernelError(f"{path} is taken by the tunsplit of another network namespace")
         with suppress(FileNotFoundError):
             new.unlink()
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        file = os.fdopen(descriptor, "w+b")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fchmod(descriptor, 0o644)  # whatever the umask: everybody resolves
             file.write(HEAD + "".join(f"{line}\n" for line in lines).encode())
             file.flush()
             os.fsync(descriptor)
-        new.replace(path)
-        _sync(path.parent)
+            new.replace(path)
+            _sync(path.parent)
+        except OSError:
+            file.close()
+            raise
     except OSError as error:
-        with suppress(OSError):
+        with suppress(KernelError):
             give_back(path)
         raise _failure(path, error) from error
+    return file
 
 
-def give_back(path: Path = PATH) -> bool:
+def give_back(path: Path = PATH, held: BinaryIO | None = None) -> bool:
     """Put the original back; whether anything of ours was there. May be repeated.
+
+    What another daemon holds stays. Without `held`, that is every one that runs.
 
     Raises:
         KernelError: the directory cannot be written.
     """
+    if held is not None:
+        held.close()
     original, new = _original(path), path.with_name(path.name + NEW)
     found = False
     try:
-        with suppress(FileNotFoundError):
-            new.unlink()
-            found = True
-        if not _is_ours(_read(path)):
+        is_ours = is_taken(path)
+        if is_ours and _is_held(path):
+            return False
+        for leftover in (new, *(() if is_ours else (original,))):
             with suppress(FileNotFoundError):
-                original.unlink()
+                leftover.unlink()
                 found = True
-        elif os.path.lexists(original):
+        if is_ours and os.path.lexists(original):
             original.replace(path)
-            found = True
-        else:  # there was none
+        elif is_ours:  # there was none
             path.unlink()
-            found = True
-        if found:
+        if found := found or is_ours:
             _sync(path.parent)
     except OSError as error:
         raise _failure(path, error) from error
@@ -156,11 +173,11 @@ def taken_over(servers: Iterable[IPAddress], path: Path = PATH) -> Iterator[None
     Raises:
         KernelError: it cannot be taken over, or not be given back.
     """
-    takeover(servers, path)
+    held = takeover(servers, path)
     try:
         yield
     finally:
-        give_back(path)
+        give_back(path, held)
 
 
 def _keep(path: Path) -> None:
@@ -170,6 +187,17 @@ def _keep(path: Path) -> None:
         original.unlink()
     with suppress(FileNotFoundError):
         os.link(path, original, follow_symlinks=False)
+
+
+def _is_held(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _original(path: Path) -> Path:
