@@ -35,6 +35,7 @@ STATUS: dict[str, Any] = {
     },
     "dns": {"platform": "linux", "setting": "default", "routes": {}},
     "split": {"enabled": True, "mode": "exclude"},
+    "hints": ["the local resolver dnsmasq asks"],
     "counters": {"flows": 2, "refused": 0},
 }
 FLOW: dict[str, Any] = {
@@ -129,6 +130,7 @@ def test_the_summary_says_what_is_where(daemon):
         "mode     exclude: listed apps use the uplink",
         "tunnel   wg0 up 10.64.0.2/32",
         "uplink   eth0 192.168.50.2/24 via 192.168.50.1",
+        "note     the local resolver dnsmasq asks",
         "counters flows=2",
     ] == invoke("status", "--socket", daemon).stdout.splitlines()
 
@@ -139,6 +141,7 @@ def test_the_summary_of_a_host_without_network(monkeypatch):
         "tunnel": {"interface": "wg0", "up": False, "addresses": [], "mtu": None},
         "uplink": {"interface4": None, "interface6": None, "addresses": [], "gateway4": None, "gateway6": None},
         "split": {"enabled": False, "mode": "include"},
+        "hints": [],
         "counters": {},
     }
 

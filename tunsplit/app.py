@@ -38,6 +38,7 @@ from tunsplit.tasks import control, expiry, inbound, outbound
 from tunsplit.tasks.admit import WORKERS, Admit
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.judge import Judge
+from tunsplit.tasks.localresolvers import LocalResolvers
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.report import Report
@@ -121,6 +122,10 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         judge = Judge(policy_of(config), processes, state_file())
         stack.callback(judge.close)
         stack.callback(judge.save_now)
+        resolvers = LocalResolvers(diag, processes)
+        judge.prepare()
+        resolvers.refuse_covering(judge.policy, judge.tree.lineage)
+        judge.is_resolver = resolvers.is_resolver
         protocols = frozenset(config.split.protocols)
         pools = {name: PortPool(NAT_FIRST, NAT_LAST, secrets.randbelow) for name in ("tcp", "udp", "echo")}
         nat = Nat(pools)
@@ -171,7 +176,9 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             processes=processes,
             network=network,
             carry=lambda: outbound.carry(tun, nat, admit.passed_by, frame, trio.current_time()),
+            resolvers=resolvers,
         )
+        resolvers.on_change = switch.on_change
         judge.on_change, judge.on_exec = switch.on_change, switch.on_exec
         report = Report(switch, judge, nat, network, admit, ports, tun, counters)
         async with trio.open_nursery() as nursery:
@@ -195,6 +202,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             nursery.start_soon(judge.watch)
             nursery.start_soon(judge.save)
             nursery.start_soon(switch.watch_holders)
+            nursery.start_soon(resolvers.watch)
             nursery.start_soon(network.watch)
             nursery.start_soon(network.confirm_neighbours)
             nursery.start_soon(expiry.expire, nat, ports, fragments, deaths, counters)

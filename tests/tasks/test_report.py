@@ -45,7 +45,7 @@ def gate():
 def report(gate, *, policy=None, **config):
     judge = FakeJudge(policy) if policy else gate.judge
     return Report(
-        as_real(SimpleNamespace(config=a_config(**config))),
+        as_real(SimpleNamespace(config=a_config(**config), hints=lambda: ["a hint"])),
         as_real(judge),
         gate.nat,
         as_real(gate.network),
@@ -73,6 +73,7 @@ def test_status_has_the_contract_s_shape(gate):
         },
         "dns": {"platform": "linux", "setting": "default", "routes": []},
         "split": {"enabled": True, "mode": "exclude"},
+        "hints": ["a hint"],
     } == status
     assert all(isinstance(count, int) for count in counters.values())
     assert {"flows", "held_flows", "port_in_use", "uplink_received", "tunnel_received", "tun_write_dropped"} <= set(

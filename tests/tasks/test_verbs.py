@@ -75,8 +75,8 @@ def test_the_list_and_the_file_it_is_kept_in(ask):
 
 
 def test_adding_and_removing_is_idempotent(switching, ask):
-    assert {"changed": True, "warnings": []} == ask("app add", path="/bin/sh")
-    assert {"changed": False, "warnings": []} == ask("app add", path="/bin/sh")
+    assert {"changed": True, "warnings": [], "hints": []} == ask("app add", path="/bin/sh")
+    assert {"changed": False, "warnings": [], "hints": []} == ask("app add", path="/bin/sh")
     assert "/bin/sh" in switching.paths
     assert {"changed": True} == ask("app remove", path="/bin/sh")
     assert {"changed": False} == ask("app remove", path="/bin/sh")
@@ -88,8 +88,18 @@ def test_a_path_that_does_not_exist_is_a_warning_but_a_glob_is_none(ask):
     assert {
         "changed": True,
         "warnings": ["/nowhere/x does not exist, so it matches nothing yet"],
+        "hints": [],
     } == ask("app add", path="/nowhere/x")
-    assert {"changed": True, "warnings": []} == ask("app add", path="/nowhere/**")
+    assert {"changed": True, "warnings": [], "hints": []} == ask("app add", path="/nowhere/**")
+
+
+def test_a_local_resolver_is_refused_but_for_force_and_then_told_of(switching, ask):
+    with pytest.raises(ConfigError, match="covers a local resolver"):
+        ask("app add", path="/usr/sbin/dnsmasq")
+    hints = ["names are resolved in the tunnel"]
+    assert hints == ask("app add", path="/usr/sbin/dnsmasq", force=True)["hints"]
+    with pytest.raises(TunsplitError, match="app add: force: found 1, expected bool"):
+        ask("app add", path="/x", force=1)
 
 
 @pytest.mark.parametrize("path", ["x", "", "/a/../b", "/a\nb"])

@@ -52,6 +52,7 @@ def status_lines(answer: dict[str, Any]) -> list[str]:
         + (f" via {joined(gateways)}" if gateways else ""),
     ]
     counters = {name: value for name, value in answer["counters"].items() if value}
+    lines += [f"note     {hint}" for hint in answer["hints"]]
     return [*lines, f"counters {joined(f'{name}={value}' for name, value in counters.items()) or 'all zero'}"]
 
 

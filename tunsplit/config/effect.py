@@ -10,7 +10,7 @@ WORKING = {
     "tunnel": {"interface", "fwmark", "endpoint", "transport_user"},
     "uplink": {"interface"},
     "split": {"enabled", "mode", "unattributed", "ambiguous", "hold", "protocols"},
-    "app": {"path", "name", "cmdline", "user", "cgroup", "inherit"},
+    "app": {"path", "name", "cmdline", "user", "cgroup", "inherit", "force"},
     "dns": set[str](),
     "lan": {"allow", "routes", "discovery"},
     "firewall": {"enabled"},

@@ -82,6 +82,7 @@ class App(Section, frozen=True):
     user: Annotated[str | int | None, v.user()] = None
     cgroup: Annotated[str | None, v.text('a control group or glob, such as "/user.slice/**/app-steam-*.scope"')] = None
     inherit: Annotated[bool, v.flag()] = True
+    force: Annotated[bool, v.flag()] = False
 
 
 MATCHERS = ("path", "name", "cmdline", "user", "cgroup")

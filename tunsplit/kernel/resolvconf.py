@@ -12,9 +12,9 @@ every mount namespace that shows this directory, and nowhere else; a relative sy
 Under `ip netns exec`, and in most containers, the name is a mount point of its own: no second name can be given
 (EXDEV), nothing be renamed over it (EBUSY), and what is mounted there belongs to whoever mounted it. It is left alone.
 
-A taken file that somebody else has replaced since is theirs: it stays, and the original is forgotten. And /etc is shared
-by network namespaces: whoever runs holds a lock on what he has taken (flock(2), gone with the process), so that what
-was left behind can be told from what another daemon has taken.
+A taken file that somebody else has replaced since is theirs: it stays, and the original is forgotten. And /etc is
+shared by network namespaces: whoever runs holds a lock on what he has taken (flock(2), gone with the process), so that
+what was left behind can be told from what another daemon has taken.
 """
 
 import errno

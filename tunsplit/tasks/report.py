@@ -77,6 +77,7 @@ class Report:
             },
             "dns": {"platform": config.dns.platform, "setting": dns_setting(config), "routes": []},
             "split": {"enabled": policy.enabled, "mode": policy.mode.value},
+            "hints": self._switch.hints(),
             "counters": self.counters(),
         }
 

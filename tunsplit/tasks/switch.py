@@ -25,7 +25,7 @@ from tunsplit.config import Config, parse
 from tunsplit.engine.attribution import Owner
 from tunsplit.engine.flow import Flow, FlowEvent, FlowState
 from tunsplit.engine.nat import Nat
-from tunsplit.engine.policy import Judgement
+from tunsplit.engine.policy import Judgement, Policy
 from tunsplit.engine.reasons import Mark
 from tunsplit.errors import ConfigError, KernelError, TunsplitError
 from tunsplit.kernel.procfs import Processes
@@ -34,6 +34,7 @@ from tunsplit.process import Process
 from tunsplit.tasks.admit import Admit
 from tunsplit.tasks.explain import Explainer
 from tunsplit.tasks.judge import Judge
+from tunsplit.tasks.localresolvers import LocalResolvers
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.settings import policy_of, steering_of
 from tunsplit.tasks.sources import SocketSource
@@ -74,6 +75,7 @@ class Switch:
         processes: Processes,
         network: Network,
         carry: Callable[[], int],
+        resolvers: LocalResolvers,
     ) -> None:
         """`carry` takes one batch of packets from the tun to their side, and gives back how many there were."""
         self._config = config
@@ -88,6 +90,7 @@ class Switch:
         self._processes = processes
         self._network = network
         self._carry = carry
+        self._resolvers = resolvers
 
     # The list
 
@@ -101,17 +104,31 @@ class Switch:
                     matches.setdefault(reason.rule, []).append(one.pid)
         shown = []
         for number, listed in enumerate(self._list, start=1):
-            shown.append(
-                {**listed.entry.given(), "rule": number, "saved": listed.saved, "matches": matches.get(number, [])}
-            )
+            entry = listed.entry.given()
+            if not entry["force"]:
+                del entry["force"]
+            shown.append({**entry, "rule": number, "saved": listed.saved, "matches": matches.get(number, [])})
         return shown
 
-    def add_app(self, path: str) -> bool:
-        """Put a path on the list; False: it was there."""
-        if any(_is_plain(listed.entry, path) for listed in self._list):
+    def add_app(self, path: str, *, force: bool = False) -> bool:
+        """Put a path on the list; False: it was there.
+
+        Raises:
+            ConfigError: it covers a local resolver, and not by `force`.
+        """
+        entries = [listed.entry for listed in self._list]
+        if Entry(path=path, force=True) in entries or (not force and Entry(path=path) in entries):
             return False
-        self._set_list([*self._list, Listed(Entry(path=path), False)])
+        self._set_list([*self._list, Listed(Entry(path=path, force=force), False)])
         return True
+
+    def hints(self) -> list[str]:
+        """What is to be known of the local resolvers that run."""
+        judge = self._judge
+        try:
+            return self._resolvers.hints(judge.policy.mode, lambda process: judge.judge(Owner((process,))).verdict)
+        except KernelError as error:
+            return [f"whether a local resolver is in use cannot be known: {error}"]
 
     def remove_app(self, path: str) -> bool:
         """Take what has this path off the list; False: nothing had."""
@@ -130,7 +147,7 @@ class Switch:
     def _set_list(self, entries: list[Listed]) -> None:
         before, self._list = self._list, entries
         try:
-            self._apply()
+            self._apply(refuse_resolvers=len(entries) > len(before))
         except TunsplitError:
             self._list = before
             raise
@@ -195,7 +212,7 @@ class Switch:
             ) from None
         new = parse(text, self._config_file)
         changes = _differences(self._config, new)
-        policy_of(new)  # what it raises leaves everything as it was
+        self._refuse_resolvers(policy_of(new))  # what it raises leaves everything as it was
         steering = steering_of(new)
         if new.split.enabled != self._config.split.enabled:
             self._enabled = new.split.enabled
@@ -260,12 +277,17 @@ class Switch:
                 heirs.append(flow)
         self.rejudge(heirs)
 
-    def _apply(self) -> None:
+    def _refuse_resolvers(self, policy: Policy) -> None:
+        self._resolvers.refuse_covering(policy, self._judge.tree.lineage)
+
+    def _apply(self, *, refuse_resolvers: bool = False) -> None:
         """Bring the list and the mode in force."""
         split = self._config.split.replaced(enabled=self._enabled)
         apps = tuple(listed.entry for listed in self._list)
         policy = policy_of(self._config.replaced(apps=apps, split=split))
         self._judge.prepare()
+        if refuse_resolvers:
+            self._refuse_resolvers(policy)
         self._judge.set_policy(policy)
         self._changed()
 
@@ -350,10 +372,6 @@ class Switch:
     ) -> Json:
         """The whole chain of judgement, without sending a packet."""
         return self._explainer.explain(pid=pid, exe=exe, protocol=protocol, source=source, destination=destination)
-
-
-def _is_plain(entry: Entry, path: str) -> bool:
-    return entry == Entry(path=path)
 
 
 def _holders(owner: Owner | None) -> set[tuple[int, int]]:
