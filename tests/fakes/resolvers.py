@@ -98,7 +98,7 @@ async def resolvers(*fakes: FakeResolver) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until it holds."""
-    while not condition():
-        await trio.sleep(0.002)
+async def asked(fake: FakeResolver, times: int = 1) -> None:
+    """Wait until so many questions have come in."""
+    while len(fake.seen) < times:
+        await fake.heard.wait()

@@ -8,7 +8,7 @@ import dns.rcode
 import pytest
 import trio
 
-from tests.fakes.resolvers import FakeResolver, answer, eventually, query, read, resolvers
+from tests.fakes.resolvers import FakeResolver, answer, asked, query, read, resolvers
 from tests.hosts import own_namespace, run
 from tunsplit.engine.dnstable import DnsTable, Route
 from tunsplit.engine.policy import Verdict
@@ -79,10 +79,10 @@ async def staged(*fakes: FakeResolver, relay: tuple[str, ...] = (RELAY,), **opti
 async def test_a_question_gets_its_answer():
     relay = FakeResolver(RELAY)
     async with staged(relay) as stage:
-        asked = query("www.example.com")
-        got = read(await stage.ask(asked))
+        question = query("www.example.com")
+        got = read(await stage.ask(question))
 
-    assert read(asked).id == got.id
+    assert read(question).id == got.id
     assert "www.example.com. 60 IN A 192.0.2.1" == got.answer[0].to_text()
 
 
@@ -90,11 +90,11 @@ async def test_an_answer_is_given_again():
     relay = FakeResolver(RELAY)
     async with staged(relay) as stage:
         await stage.ask(query("www.example.com"))
-        asked = query("WWW.example.com")
-        got = read(await stage.ask(asked))
+        question = query("WWW.example.com")
+        got = read(await stage.ask(question))
 
     assert 1 == len(relay.seen)
-    assert read(asked).id == got.id
+    assert read(question).id == got.id
     assert "WWW.example.com." == got.question[0].name.to_text()
 
 
@@ -143,7 +143,7 @@ async def test_the_next_resolver_is_asked_when_nobody_listens():
 
 
 async def test_silence_ends_in_servfail():
-    relay = FakeResolver(RELAY, lambda question, _: [])
+    relay = FakeResolver(RELAY, lambda *_: [])
     async with staged(relay) as stage:
         got = read(await stage.ask(query()))
 
@@ -161,11 +161,11 @@ async def test_what_was_asked_is_shown():
 
 
 async def test_a_side_that_goes_fails_its_questions_at_once():
-    relay = FakeResolver(RELAY, lambda question, _: [])
+    relay = FakeResolver(RELAY, lambda *_: [])
     async with staged(relay) as stage, trio.open_nursery() as nursery:
 
         async def go() -> None:
-            await eventually(lambda: bool(relay.seen))
+            await asked(relay)
             stage.network.devices["tunnel"] = None
             stage.proxy.network_changed()
 

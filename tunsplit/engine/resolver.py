@@ -223,8 +223,6 @@ class Resolver:
         """A channel has broken: what waits on it goes on at once; to another server, if this one has failed."""
         for attempt in list(channel.attempts.values()):
             pending = attempt.pending
-            if channel.attempts.get(attempt.id) is not attempt:
-                continue  # its question was answered by what another's failure led to
             current = attempt is pending.attempts[-1]
             if failed:
                 pending.failed.add(attempt.number)

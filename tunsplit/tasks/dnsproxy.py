@@ -22,6 +22,7 @@ from tunsplit.engine.flow import App
 from tunsplit.engine.policy import Verdict
 from tunsplit.engine.resolver import Outcome, Resolver
 from tunsplit.host import FAMILIES, IPAddress
+from tunsplit.tasks import mishap
 from tunsplit.tasks.upstream import Upstream
 from tunsplit.wire.dns import (
     AAAA,
@@ -174,7 +175,7 @@ class DnsProxy:
         if entry is not None:
             self.counters["cached"] += 1
             self._note(asker, question, plan.choice.servers[0], entry.answer.rcode, 0.0, cached=True)
-            reply(self._fit(question, entry.shown, asker, plan))
+            self._reply(reply, self._fit(question, entry.shown, asker, plan))
             return
 
         def answered(outcome: Outcome) -> None:
@@ -183,10 +184,10 @@ class DnsProxy:
             if outcome.answer is None:
                 self.counters["servfail"] += 1
                 self._note(asker, question, server, SERVFAIL, seconds)
-                reply(refusal(question, SERVFAIL))
+                self._reply(reply, refusal(question, SERVFAIL))
                 return
             self._note(asker, question, server, outcome.answer.rcode, seconds)
-            reply(self._fit(question, outcome.answer.message, asker, plan))
+            self._reply(reply, self._fit(question, outcome.answer.message, asker, plan))
 
         identity = None if asker.identity is None else (asker.identity, question.id)
         user = -1 if asker.app is None else asker.app.uid
@@ -197,10 +198,17 @@ class DnsProxy:
         if idle:
             self._wake.set()
 
+    def _reply(self, reply: Reply, message: bytes) -> None:
+        try:
+            reply(message)
+        except Exception as error:
+            # One asker who cannot be told must not keep the others' answers from them.
+            mishap.note(self.counters, error)
+
     def _fault(self, message: bytes, reply: Reply) -> None:
         self.counters["malformed"] += 1
         if (answer := fault_untrusted(message)) is not None:
-            reply(answer)
+            self._reply(reply, answer)
 
     def _refuse(self, question: Question, asker: Asker, plan: Plan, reply: Reply, rcode: int) -> None:
         self.counters["refused"] += 1
@@ -210,7 +218,7 @@ class DnsProxy:
         self._recent.append(
             Record(time.time(), asker, question.section, route, choice.row, None, rcode, 0.0, cached=False)
         )
-        reply(refusal(question, rcode))
+        self._reply(reply, refusal(question, rcode))
 
     def _fit(self, question: Question, message: bytes, asker: Asker, plan: Plan) -> bytes:
         if plan.without_aaaa and question.type == AAAA:
@@ -283,7 +291,17 @@ class DnsProxy:
     # Tasks
 
     async def run(self) -> None:
-        """Carry answers and notice silence, until cancelled; then the sockets are closed."""
+        """Carry answers and notice silence, until cancelled; then all sockets are closed."""
+        try:
+            await self._run()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close all sockets, for good: for a proxy that does not come to run."""
+        self._upstream.close()
+
+    async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._upstream.run)
             nursery.start_soon(self._sweep)

@@ -132,7 +132,7 @@ class Upstream:
 
     def _socket(self, server: Server, kind: socket.SocketKind) -> socket.socket | None:
         device = self._device(server)
-        if device is None:
+        if device is None or self._epoll.closed:
             return None
         family = socket.AF_INET if server.address.version == 4 else socket.AF_INET6
         made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
@@ -188,18 +188,17 @@ class Upstream:
 
     async def run(self) -> None:
         """Carry answers until cancelled."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
                     now = self._clock()
                     for number, _ in self._epoll.poll(0, BATCH):
                         if (channel := self._channels.get(number)) is not None:
                             self._read(channel, now)
-        finally:
-            self._nursery = None
-            self.close()
+            finally:
+                self._nursery = None
 
     def _read(self, channel: UdpChannel, now: float) -> None:
         receive, view = channel.sock.recv_into, self._view
@@ -222,8 +221,8 @@ class Upstream:
             with channel.scope, trio.move_on_after(TCP_S):
                 async with self._limit:
                     await self._ask(channel, message)
-        except OSError as error:
-            self.counters[f"upstream_tcp_{error.errno}"] += 1
+        except (OSError, trio.BrokenResourceError):
+            self.counters["upstream_tcp_failed"] += 1
         finally:
             self._conversations.discard(channel)
             self.resolver.lost(channel, self._clock(), failed=channel.failed)
@@ -267,7 +266,7 @@ class Upstream:
             self.resolver.lost(channel, now, failed=False)
 
     def close(self) -> None:
-        """Close everything."""
+        """Close everything, for good; harmless twice."""
         for channel in list(self._channels.values()):
             self._close(channel)
         self._pools.clear()
@@ -279,7 +278,7 @@ class Upstream:
 
 
 async def _exactly(stream: trio.SocketStream, size: int) -> bytes:
-    """Read so many bytes, or raise BrokenPipeError when the server is through."""
+    """Read so many bytes; BrokenPipeError when the server is through before."""
     read = bytearray()
     while len(read) < size:
         piece = await stream.receive_some(size - len(read))

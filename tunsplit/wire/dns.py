@@ -240,17 +240,23 @@ def _bare(question: Question, flags: int, extended: int = 0) -> bytes:
 
 
 def name_of(section: bytes) -> str:
-    """The name that a question section asks for, in the notation of zone files."""
+    """The name that a question section asks for, in the notation of zone files (RFC 1035 §5.1)."""
     at, labels = 0, []
     while length := section[at]:
-        labels.append(section[at + 1 : at + 1 + length])
+        labels.append("".join(map(_letter, section[at + 1 : at + 1 + length])) + ".")
         at += length + 1
-    return str(dnslib.DNSLabel(labels))
+    return "".join(labels) or "."
+
+
+def _letter(octet: int) -> str:
+    if not 0x20 < octet < 0x7F:
+        return f"\\{octet:03}"
+    return f"\\{octet:c}" if octet in b'.\\;()@$"' else chr(octet)
 
 
 def type_name(number: int) -> str:
     """The mnemonic of a record's type; TYPE and the number if it has none (RFC 3597 §5)."""
-    return str(dnslib.QTYPE.get(number))
+    return str(dnslib.QTYPE[number])
 
 
 def rcode_name(number: int) -> str:
