@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.fakes.resolvers import answer, query, read
 from tunsplit.engine import resolver as module
 from tunsplit.engine.dnstable import Route, Server
-from tunsplit.engine.resolver import ATTEMPT_S, Channel, Outcome, Resolver
+from tunsplit.engine.resolver import ATTEMPT_S, SILENT_S, Channel, Outcome, Resolver
 from tunsplit.wire.dns import Answer, read_question_untrusted
 
 FIRST, SECOND = (Server(ip_address(f"10.64.0.{number}"), Route.TUNNEL, "row") for number in (1, 2))
@@ -137,6 +137,35 @@ def test_nothing_expires_before_its_time(world):
     world.resolver.expire(NOW + ATTEMPT_S - 0.01)
 
     assert ["udp 10.64.0.1"] == world.asked
+
+
+def test_a_server_that_kept_silent_goes_last_for_a_while(world):
+    world.ask()
+    world.resolver.expire(NOW + ATTEMPT_S)
+    world.reply(A)
+    world.ask("www.example.org", now=NOW + ATTEMPT_S)
+    world.ask("www.example.net", now=NOW + ATTEMPT_S + SILENT_S)
+
+    assert ["udp 10.64.0.1", "udp 10.64.0.2", "udp 10.64.0.2", "udp 10.64.0.1"] == world.asked
+
+
+def test_a_server_that_speaks_again_goes_first_again(world):
+    world.ask()
+    world.resolver.expire(NOW + ATTEMPT_S)
+    world.reply(A, number=0)
+    world.ask("www.example.org", now=NOW + ATTEMPT_S)
+
+    assert "udp 10.64.0.1" == world.asked[-1]
+
+
+def test_what_is_known_of_silent_servers_is_bounded(world, monkeypatch):
+    monkeypatch.setattr(module, "MOST_SILENT", 1)
+    world.ask()
+    for later in range(1, 3):
+        world.resolver.expire(NOW + later * ATTEMPT_S)
+    world.ask("www.example.org", now=NOW + 2 * ATTEMPT_S)
+
+    assert "udp 10.64.0.1" == world.asked[-1]
 
 
 def test_a_late_answer_counts_while_the_question_is_in_flight(world):

@@ -4,7 +4,7 @@ Theory of operation. Who asks what is being asked already, in the same partition
 goes to its servers in order: to the next when one has refused, failed or kept silent for ATTEMPT_S; a truncated
 answer is fetched from the same server over TCP, and who cannot read EDNS is asked without. The answer counts that
 comes on the socket that asked, from the server (the socket is connected), with the attempt's identifier and question;
-all else is as if nothing had come, so that who guesses wrong has not even spoilt the question. A late answer counts
+all else is as if nothing had come: who guesses wrong has not even spoilt the question. A late answer counts
 as long as the question is in flight. Once all servers have failed, or after MOST_ATTEMPTS silences, it is SERVFAIL.
 """
 
@@ -28,6 +28,8 @@ from tunsplit.wire.dns import (
 
 ATTEMPT_S = 1.5  # thrice is less than the 5 s after which apps ask again (resolv.conf(5), timeout)
 MOST_ATTEMPTS = 3
+SILENT_S = 10.0  # for how long a server that kept silent is asked after the others
+MOST_SILENT = 64  # servers of which that is known
 MOST_PENDING = 4096
 MOST_OF_ONE = 2048  # of those, by one user: a flood leaves room for the others
 MOST_WAITING = 16_384  # who wait, all questions together
@@ -104,6 +106,7 @@ class Resolver:
         self._pending: dict[bytes, Pending] = {}
         self._by_user: Counter[int] = Counter()
         self._timers: OrderedDict[Attempt, None] = OrderedDict()  # by when they are due: each waits for as long
+        self._silent: dict[Server, float] = {}  # until when they go last
         self._waiting = 0
         self.counters: Counter[str] = Counter()
 
@@ -159,12 +162,16 @@ class Resolver:
         waiter(SILENCE)
 
     def _advance(self, pending: Pending, now: float) -> None:
-        """Ask the next server that has not failed."""
-        for _ in pending.servers:
-            number = pending.turn % len(pending.servers)
-            pending.turn += 1
-            if number not in pending.failed and self._try(pending, number, now, over_tcp=pending.over_tcp):
-                return
+        """Ask the next server that has not failed; one that is known to be silent, only after the others."""
+        servers, turn = pending.servers, pending.turn
+        order = [number % len(servers) for number in range(turn, turn + len(servers))]
+        if self._silent:
+            order.sort(key=lambda number: self._silent.get(servers[number], now) > now)
+        for number in order:
+            if number not in pending.failed:
+                pending.turn = number + 1
+                if self._try(pending, number, now, over_tcp=pending.over_tcp):
+                    return
         self._finish(pending, pending.last)
 
     def _try(self, pending: Pending, number: int, now: float, *, over_tcp: bool, edns: bool = True) -> bool:
@@ -201,6 +208,8 @@ class Resolver:
         pending, server = attempt.pending, channel.server
         current = attempt is pending.attempts[-1]
         self._end(attempt)
+        if self._silent:
+            self._silent.pop(server, None)
         if answer.truncated:
             pending.last = Outcome(None, server)
             again = not channel.over_tcp and self._try(pending, attempt.number, now, over_tcp=True, edns=attempt.edns)
@@ -237,6 +246,9 @@ class Resolver:
         while self._timers and (attempt := next(iter(self._timers))).due <= now:
             del self._timers[attempt]
             self.counters["timeouts"] += 1
+            if len(self._silent) >= MOST_SILENT:
+                self._silent.clear()
+            self._silent[attempt.channel.server] = now + SILENT_S
             pending = attempt.pending
             pending.silences += 1
             if pending.silences < MOST_ATTEMPTS:

@@ -6,7 +6,6 @@ app's bytes ─▶ ask ─▶ table: which route, which resolvers ─▶ cache �
 Whatever it does with the app's message, and with what comes back, is bytes; no object of a DNS library is made.
 """
 
-import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -23,6 +22,7 @@ from tunsplit.engine.policy import Verdict
 from tunsplit.engine.resolver import Outcome, Resolver
 from tunsplit.host import FAMILIES, IPAddress
 from tunsplit.tasks import mishap
+from tunsplit.tasks.chance import Chance
 from tunsplit.tasks.upstream import Upstream
 from tunsplit.wire.dns import (
     AAAA,
@@ -135,9 +135,10 @@ class DnsProxy:
         clock: Callable[[], float] = boottime,
     ) -> None:
         self._table, self._network, self._filter_aaaa, self._clock = table, network, filter_aaaa, clock
-        self._upstream = Upstream(network.side_device, secrets.randbelow, clock)
+        chance = Chance()
+        self._upstream = Upstream(network.side_device, chance.below, clock)
         self._cache = DnsCache()
-        self._resolver = self._upstream.resolver = Resolver(self._upstream, self._cache.put, secrets.randbelow)
+        self._resolver = self._upstream.resolver = Resolver(self._upstream, self._cache.put, chance.below)
         self._plans: dict[tuple[Verdict, IPAddress | None], Plan] = {}
         self._partitions: dict[Resolvers, bytes] = {}
         self._numbers = count()
