@@ -12,12 +12,12 @@ from tunsplit.engine.flow import FlowEvent, FlowState
 
 # What the app sends, the same outside; what comes back, the same inside.
 V4 = (
-    "10.128.0.1:5000 > 1.1.1.1:53", "192.0.2.7:40000 > 1.1.1.1:53",
-    "1.1.1.1:53 > 192.0.2.7:40000", "1.1.1.1:53 > 10.128.0.1:5000", "192.0.2.7:40000",
+    "10.128.0.1:5000 > 1.1.1.1:443", "192.0.2.7:40000 > 1.1.1.1:443",
+    "1.1.1.1:443 > 192.0.2.7:40000", "1.1.1.1:443 > 10.128.0.1:5000", "192.0.2.7:40000",
 )  # fmt: skip
 V6 = (
-    "[fd75::1]:5000 > [2001:db8::1]:53", "[2001:db8:50::2]:40000 > [2001:db8::1]:53",
-    "[2001:db8::1]:53 > [2001:db8:50::2]:40000", "[2001:db8::1]:53 > [fd75::1]:5000", "[2001:db8:50::2]:40000",
+    "[fd75::1]:5000 > [2001:db8::1]:443", "[2001:db8:50::2]:40000 > [2001:db8::1]:443",
+    "[2001:db8::1]:443 > [2001:db8:50::2]:40000", "[2001:db8::1]:443 > [fd75::1]:5000", "[2001:db8:50::2]:40000",
 )  # fmt: skip
 BOTH = pytest.mark.parametrize(("app", "out", "back", "to_app", "outside"), [V4, V6], ids=["v4", "v6"])
 OUT, BACK = V4[0], V4[2]
@@ -170,21 +170,21 @@ def test_a_new_connection_on_an_open_four_tuple_is_judged_anew(world):
 
 def test_one_socket_keeps_one_port_towards_all(world):
     """Endpoint-independent mapping (RFC 4787 REQ-1)."""
-    world.open("10.128.0.1:5000 > 1.1.1.1:53", outside="192.0.2.7:40000")
-    other = ends("10.128.0.1:5000 > 8.8.8.8:53").key
+    world.open("10.128.0.1:5000 > 1.1.1.1:443", outside="192.0.2.7:40000")
+    other = ends("10.128.0.1:5000 > 8.8.8.8:443").key
 
     assert 40000 == world.nat.mapped_port(UDP, other, way("192.0.2.7"))
     assert world.nat.mapped_port(TCP, other, way("192.0.2.7")) is None
-    assert world.nat.mapped_port(UDP, ends("10.128.0.1:5001 > 8.8.8.8:53").key, way("192.0.2.7")) is None
-    assert world.nat.mapped_port(UDP, ends("192.168.50.2:5000 > 8.8.8.8:53").key, way("192.0.2.7")) is None
+    assert world.nat.mapped_port(UDP, ends("10.128.0.1:5001 > 8.8.8.8:443").key, way("192.0.2.7")) is None
+    assert world.nat.mapped_port(UDP, ends("192.168.50.2:5000 > 8.8.8.8:443").key, way("192.0.2.7")) is None
     assert world.nat.mapped_port(UDP, other, way("192.0.2.8")) is None
     assert world.nat.mapped_port(UDP, other, way("192.0.2.7", TUNNEL)) is None
 
 
 def test_a_port_is_live_while_a_flow_of_its_mapping_lives(world):
-    first = world.open("10.128.0.1:5000 > 1.1.1.1:53", outside="192.0.2.7:40000")
-    second = world.open("10.128.0.1:5000 > 8.8.8.8:53", outside="192.0.2.7:40000")
-    pool, other = world.nat.pools["udp"], ends("10.128.0.1:5000 > 9.9.9.9:53").key
+    first = world.open("10.128.0.1:5000 > 1.1.1.1:443", outside="192.0.2.7:40000")
+    second = world.open("10.128.0.1:5000 > 8.8.8.8:443", outside="192.0.2.7:40000")
+    pool, other = world.nat.pools["udp"], ends("10.128.0.1:5000 > 9.9.9.9:443").key
 
     world.nat.end(first, FlowEvent.TIMEOUT, world.now)
     assert (1, 0) == (pool.statistics()["live"], pool.statistics()["resting"])
@@ -242,7 +242,7 @@ def test_protocols_without_ports_have_one_flow_between_two_hosts(world):
 
 
 def test_two_flows_with_one_four_tuple_are_our_own_bug(world):
-    world.open("10.128.0.1:5000 > 1.1.1.1:53", outside="192.0.2.7:40000")
+    world.open("10.128.0.1:5000 > 1.1.1.1:443", outside="192.0.2.7:40000")
     before = world.nat.statistics()
 
     with pytest.raises(ValueError, match="one four-tuple"):
@@ -252,7 +252,7 @@ def test_two_flows_with_one_four_tuple_are_our_own_bug(world):
             UDP, ends(OUT).key, way("192.0.2.7"), world.now, app=None, reason="", attribution=""
         )
     with pytest.raises(ValueError, match="one reply four-tuple"):
-        world.nat.open(UDP, ends("10.128.0.1:5001 > 1.1.1.1:53").key, way("192.0.2.7"), 40000, world.now)
+        world.nat.open(UDP, ends("10.128.0.1:5001 > 1.1.1.1:443").key, way("192.0.2.7"), 40000, world.now)
     assert before == world.nat.statistics()
 
 
@@ -376,7 +376,7 @@ def test_a_full_table_takes_the_place_of_what_closed_first():
 
 def test_flows_are_found_by_their_device(world):
     first = world.open(OUT, outside="192.0.2.7:40000")
-    second = world.open("10.128.0.1:5001 > 1.1.1.1:53", outside="10.64.0.2:40001", device=TUNNEL)
+    second = world.open("10.128.0.1:5001 > 1.1.1.1:443", outside="10.64.0.2:40001", device=TUNNEL)
 
     assert [first] == world.nat.flows_of([UPLINK])
     assert {first, second} == set(world.nat.flows_of([UPLINK, TUNNEL]))
@@ -407,3 +407,18 @@ def test_echo_never_takes_the_fast_path(world, protocol):
 def test_a_four_tuple_turned_twice_is_itself(key):
     assert key == reversed_key(reversed_key(key))
     assert (source_of(key), key[-4:-2]) == (destination_of(reversed_key(key)), reversed_key(key)[-2:])
+
+
+def test_a_flow_to_ourselves_changes_both_ends_and_takes_no_port():
+    """As questions over TCP do: from a neighbour that does not exist to our own listener."""
+    world = World()
+    key, outside = ends("10.128.0.1:5000 > 1.1.1.1:53").key, ends("10.128.0.2:2000 > 10.128.0.1:4000").key
+    before = world.nat.statistics()
+
+    flow = world.nat.open(TCP, key, way("10.128.0.2"), None, world.now, outside=outside)
+
+    sent = world.sent(tcp("10.128.0.1:5000 > 1.1.1.1:53", b"?"))
+    assert tcp("10.128.0.2:2000 > 10.128.0.1:4000", b"?") == sent
+    assert tcp("1.1.1.1:53 > 10.128.0.1:5000", b"!") == world.received(tcp("10.128.0.1:4000 > 10.128.0.2:2000", b"!"))
+    world.nat.end(flow, FlowEvent.BLOCK, world.now)
+    assert {**before, "opened": 1} == world.nat.statistics()

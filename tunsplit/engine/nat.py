@@ -138,13 +138,15 @@ class Nat:
         reason: str = "",
         attribution: str = "",
         cookie: bytes | None = None,
+        outside: bytes = b"",
     ) -> Flow:
         """Open a flow: from here on `translate` finds it.
 
         `port` is the outside port or echo identifier, drawn from the protocol's pool or `mapped_port`; None
-        for protocols without. The caller has asked `is_free` and `has_room`.
+        for protocols without. The caller has asked `is_free` and `has_room`. Or `outside` is the whole four-tuple,
+        of which no part is the pools': for a device that leads to nobody but ourselves.
         """
-        outside = _outside(key, way.source, port)
+        outside = outside or _outside(key, way.source, port)
         flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, cookie)
         reply_key = reversed_key(outside)
         inbound = self.inbound(way.device)
@@ -155,6 +157,7 @@ class Nat:
         self._enter(flow, now)
         inbound.add(protocol, reply_key, flow.reply)
         if port is not None:
+            flow.pooled = True
             self._use(flow, port, way)
         return flow
 
@@ -267,7 +270,7 @@ class Nat:
         self._port_uses[PORT_POOLS[flow.protocol]][port] += 1
 
     def _release(self, flow: Flow, now: float) -> None:
-        if flow.protocol not in PORT_POOLS:
+        if not flow.pooled:
             return
         if (mapping := flow.mapping) is not None:
             mapping.uses -= 1
@@ -293,7 +296,8 @@ def _outside(key: bytes, source: bytes, port: int | None) -> bytes:
 
 def _rewrite(flow: Flow, old: bytes, new: bytes, way: Way, now: float) -> Rewrite:
     header = 20 if len(old) == 12 else 40
-    addresses = _delta(source_of(old), source_of(new)) or _delta(destination_of(old), destination_of(new))
+    source, destination = _delta(source_of(old), source_of(new)), _delta(destination_of(old), destination_of(new))
+    addresses = (source + destination) % 0xFFFF if source and destination else source or destination
     ports = checksum_delta(old[-4:], new[-4:])
     return Rewrite(
         flow=flow,

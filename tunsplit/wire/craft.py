@@ -12,6 +12,7 @@ from tunsplit.wire.ip import (
     ICMPV6,
     NO_OPTIONS,
     TCP,
+    UDP,
     Headers,
     pack_u16,
     set_header_checksum,
@@ -33,6 +34,17 @@ def ip_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) 
         packet = bytearray((0x60, 0, 0, 0)) + len(payload).to_bytes(2, "big")
         packet += bytes((protocol, _HOP_LIMIT)) + source + destination
     return packet + payload
+
+
+def datagram(four_tuple: bytes, payload: bytes) -> bytearray:
+    """A UDP packet with these addresses and ports, as they lie on the wire."""
+    length = (8 + len(payload)).to_bytes(2, "big")
+    addresses, ports = four_tuple[:-4], four_tuple[-4:]
+    segment = bytearray(ports + length + bytes(2) + payload)
+    # A computed 0 goes out as 0xFFFF, since 0 means "none" (RFC 768).
+    pack_u16(segment, 6, internet_checksum(pseudo_header(addresses, UDP, len(segment)) + segment) or 0xFFFF)
+    size = len(addresses) // 2
+    return ip_packet(addresses[:size], addresses[size:], UDP, bytes(segment))
 
 
 def reset(packet: bytes | bytearray | memoryview, headers: Headers) -> bytearray | None:
