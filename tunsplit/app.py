@@ -37,6 +37,7 @@ from tunsplit.names import NAT_FIRST, NAT_LAST
 from tunsplit.tasks import control, expiry, inbound, outbound
 from tunsplit.tasks.admit import WORKERS, Admit
 from tunsplit.tasks.answers import Answers
+from tunsplit.tasks.dns import Dns
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.localresolvers import LocalResolvers
 from tunsplit.tasks.network import Network
@@ -152,6 +153,17 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         slow = SlowPath(nat.outbound, counters, outbound=True)
         source = SocketSource(diag, processes)
         answers = Answers(tun, network)
+        loopback = stack.enter_context(closing(SockDiag(socket.if_nametoindex("lo"))))
+        dns = Dns(
+            config,
+            tun=tun,
+            nat=nat,
+            network=network,
+            answers=answers,
+            judge=judge,
+            source=SocketSource(loopback, processes),
+        )
+        stack.callback(dns.close)
         admit = Admit(
             nat=nat,
             slow=slow,
@@ -159,11 +171,13 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             sources=(source,),
             judge=judge,
             network=network,
+            dns=dns.capture,
             ports=ports,
             answers=answers,
             hold=Hold(config.split.hold),
             protocols=protocols,
         )
+        passed_by = dns.before(admit.passed_by)
         frame = frame_buffer()
         switch = Switch(
             config,
@@ -175,12 +189,13 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             source=source,
             processes=processes,
             network=network,
-            carry=lambda: outbound.carry(tun, nat, admit.passed_by, frame, trio.current_time()),
+            carry=lambda: outbound.carry(tun, nat, passed_by, frame, trio.current_time()),
             resolvers=resolvers,
         )
         resolvers.on_change = switch.on_change
         judge.on_change, judge.on_exec = switch.on_change, switch.on_exec
-        report = Report(switch, judge, nat, network, admit, ports, tun, counters)
+        switch.on_config = dns.configure
+        report = Report(switch, judge, nat, network, admit, ports, tun, dns, counters)
         async with trio.open_nursery() as nursery:
             fragments = [slow.fragments]
 
@@ -192,13 +207,19 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
 
             network.on_device = lambda device: nursery.start_soon(pump_in, device, nat.inbound(device))
             ports.on_missing = network.restore
-            network.on_change = admit.forget_refusals
+
+            def changed() -> None:
+                admit.forget_refusals()
+                dns.network_changed()
+
+            network.on_change, network.on_gateway = changed, dns.network_changed
             network.too_big, network.unreachable = answers.too_big, answers.unreachable
             network.refresh()
-            nursery.start_soon(outbound.pump, tun, nat, admit.passed_by, counters)
+            nursery.start_soon(outbound.pump, tun, nat, passed_by, counters)
             for _ in range(WORKERS):
                 nursery.start_soon(admit.search)
             nursery.start_soon(admit.release_late)
+            nursery.start_soon(dns.run)
             nursery.start_soon(judge.watch)
             nursery.start_soon(judge.save)
             nursery.start_soon(switch.watch_holders)

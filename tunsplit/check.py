@@ -141,7 +141,7 @@ def _interfaces(config: Config) -> Iterator[Finding]:
             yield Finding(
                 Level.WARNING,
                 f"[tunnel] dns: not given, and the prefixes of {name} have room for no resolver: name it, or questions "
-                "in the tunnel will fail once tunsplit answers them",
+                "in the tunnel fail",
             )
     uplink = config.uplink.interface
     if uplink != "auto" and not snapshot.link(uplink):

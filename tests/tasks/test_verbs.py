@@ -39,7 +39,7 @@ def ask(switching):
 def test_every_verb_has_its_right_and_every_right_its_verb(switching):
     fits: Switching = switching  # judged by mypy
 
-    assert set(RIGHTS) == {"status", "flows", *Verbs(fits, "t.toml").verbs()}
+    assert set(RIGHTS) == {"status", "flows", "dns", *Verbs(fits, "t.toml").verbs()}
 
 
 def test_who_may_connect_may_what_the_table_says(switching, ask):
@@ -54,7 +54,7 @@ def test_who_may_connect_may_what_the_table_says(switching, ask):
         "explain": {"pid": 5000},
     }
     refused = set()
-    for verb in set(RIGHTS) - {"status", "flows", "exec", "pid list", "pid clear"}:
+    for verb in set(RIGHTS) - {"status", "flows", "dns", "exec", "pid list", "pid clear"}:
         ask(verb, ROOT, **arguments.get(verb, {}))
         try:
             ask(verb, MEMBER, **arguments.get(verb, {}))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import trio
 
 from tunsplit.engine.attribution import Attribution, Source, search_all
-from tunsplit.engine.direction import ACK, RST, SYN, destination_of, source_of
+from tunsplit.engine.direction import ACK, RST, SYN, source_of
 from tunsplit.engine.flow import UDP_PAUSE_S, App, Flow, FlowEvent, Rewrite
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import PORT_POOLS, Nat, Way
@@ -28,6 +28,7 @@ from tunsplit.engine.policy import Judgement, Verdict
 from tunsplit.engine.slowpath import SlowPath, Unknown
 from tunsplit.errors import KernelError
 from tunsplit.tasks.answers import Answers
+from tunsplit.tasks.dnscapture import DnsCapture
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
@@ -71,6 +72,7 @@ class Admit:
         sources: tuple[Source, ...],
         judge: Judge,
         network: Network,
+        dns: DnsCapture,
         ports: PortChoice,
         answers: Answers,
         hold: Hold,
@@ -83,6 +85,7 @@ class Admit:
         self._sources = sources
         self._judge = judge
         self._network = network
+        self._dns = dns
         self._ports = ports
         self._answers = answers
         self._hold = hold
@@ -254,7 +257,7 @@ class Admit:
             if self._nat.outbound.find(first.protocol, first.key) is not None:
                 self._pass_all(packets, now)
                 return
-            way = self._network.way(side, first.headers.version, destination_of(first.key))
+            way = self._dns.way(first, side)
             hindrance = f"the {side} has no way there" if way is None else ""
             if way is not None and not self._open(first, way, judgement, attribution, now):
                 hindrance = "no room"
@@ -267,9 +270,9 @@ class Admit:
 
     def _goes_on(self, flow: Flow, protocol: int, side: str, attribution: Attribution, judgement: Judgement) -> bool:
         """Whether an open flow may go on with another socket or holder: datagrams may, on the same side."""
-        if protocol == TCP or flow.side != side:
+        if protocol == TCP or flow.verdict != side:
             return False
-        flow.app, flow.owner, flow.sockets = app_of(attribution), attribution.owner, attribution.sockets
+        flow.app, flow.owner, flow.sockets = App.of(attribution), attribution.owner, attribution.sockets
         flow.reason, flow.attribution, flow.cookie = judgement.reason, attribution.certainty.value, attribution.cookie
         return True
 
@@ -280,10 +283,15 @@ class Admit:
 
     def _open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> bool:
         protocol, key = first.protocol, first.key
-        app = app_of(attribution)
+        app = App.of(attribution)
         opens = protocol != TCP or first.packet[first.headers.transport + 13] & (SYN | ACK) == SYN
         if not self._nat.has_room(now):
             return False
+        if self._dns.is_captured(way):
+            flow = self._dns.open(first, way, judgement, attribution, now)
+            if flow is not None:
+                flow.owner, flow.sockets, flow.cookie = attribution.owner, attribution.sockets, attribution.cookie
+            return flow is not None
         if not opens:
             if source_of(key) != way.source and not self._network.is_address_of(way.device, source_of(key)):
                 return False  # of another side, or of a NAT that has been forgotten
@@ -311,6 +319,7 @@ class Admit:
             app=app, reason=judgement.reason, attribution=attribution.certainty.value, cookie=attribution.cookie,
         )  # fmt: skip
         flow.owner, flow.sockets = attribution.owner, attribution.sockets
+        flow.verdict = judgement.verdict.value  # the DNS table may send it by the other side
         self.refused.pop((protocol, key), None)
         return True
 
@@ -346,7 +355,7 @@ class Admit:
                 now,
                 judgement.reason,
                 attribution.certainty.value if attribution else "",
-                app_of(attribution) if attribution else None,
+                App.of(attribution) if attribution else None,
                 attribution.cookie if attribution else None,
             )
             self._remember(key, refusal)
@@ -389,11 +398,3 @@ class Admit:
         """Tell the app that this packet goes nowhere."""
         self._slow.refuse_fragments(unknown, now)
         self._answers.refuse(unknown)
-
-
-def app_of(attribution: Attribution) -> App | None:
-    """What users are shown of the owner."""
-    if attribution.owner is None:
-        return None
-    process = attribution.owner.process
-    return App(process.pid, process.executable.path if process.executable else "", process.uid)

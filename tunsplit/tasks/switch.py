@@ -91,6 +91,7 @@ class Switch:
         self._network = network
         self._carry = carry
         self._resolvers = resolvers
+        self.on_config: Callable[[Config], None] = lambda _: None
 
     # The list
 
@@ -225,6 +226,7 @@ class Switch:
         logging.getLogger().setLevel(new.log.level.upper())
         self._apply()
         self._network.steer(steering)
+        self.on_config(self._config)
         return changes
 
     @property
@@ -239,9 +241,9 @@ class Switch:
         losers: list[tuple[Flow, Judgement]] = []
         for flow in flows:
             judgement = self._judge.judge(flow.owner)
-            if judgement.verdict.value != flow.side and self._has_lost_holders(flow):
+            if judgement.verdict.value != flow.verdict and self._has_lost_holders(flow):
                 judgement = self._judge.judge(flow.owner)
-            if judgement.verdict.value != flow.side:
+            if judgement.verdict.value != flow.verdict:
                 losers.append((flow, judgement))
             else:
                 flow.reason = judgement.reason

@@ -34,6 +34,7 @@ Right = Enum("Right", "MEMBER OWN ONESELF")
 RIGHTS = {
     "status": Right.MEMBER,
     "flows": Right.OWN,
+    "dns": Right.OWN,
     "exec": Right.ONESELF,
     "app list": Right.MEMBER,
     "app add": Right.MEMBER,
