@@ -65,7 +65,7 @@ def test_who_may_connect_may_what_the_table_says(switching, ask):
     assert [] == ask("pid list", MEMBER)
     assert {"count": 0} == ask("pid clear", MEMBER)
     own = {verb for verb, right in RIGHTS.items() if right is Right.OWN}
-    assert own == refused | {"flows", "pid list", "pid clear"}
+    assert own == refused | {"flows", "dns", "pid list", "pid clear"}
 
 
 def test_the_list_and_the_file_it_is_kept_in(ask):
