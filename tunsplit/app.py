@@ -162,6 +162,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             answers=answers,
             judge=judge,
             source=SocketSource(loopback, processes),
+            rtnetlink=rtnetlink,
         )
         stack.callback(dns.close)
         admit = Admit(
@@ -219,7 +220,8 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             for _ in range(WORKERS):
                 nursery.start_soon(admit.search)
             nursery.start_soon(admit.release_late)
-            nursery.start_soon(dns.run)
+            await nursery.start(dns.run)
+            stack.enter_context(dns.taken_over())
             nursery.start_soon(judge.watch)
             nursery.start_soon(judge.save)
             nursery.start_soon(switch.watch_holders)

@@ -3,6 +3,8 @@
 The lab's resolvers know one name, and what its TXT record says is which of them was asked.
 """
 
+NAME = b"\x03who\x02is\x00"  # as a question on the wire has it: what ends a connection afterwards has not
+
 ASKING = r"""
 import struct, threading
 

@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.netns.questions import ASKING
+from tests.netns.questions import ASKING, NAME
 from tests.netns.stage import HOST, REFUSED, ROUTER, open_stage
 from tunsplit.lab.addresses import LAN_RESOLVER, PUBLIC_RESOLVER, RELAY_RESOLVER
 from tunsplit.lab.resolvers import start
@@ -61,7 +61,7 @@ async def test_each_app_asks_on_the_route_of_its_row(lab, version, protocol):
             async with stage.app(getattr(stage, name)) as app:
                 await app(ASKING)
                 assert "public" == await app("who(asked, protocol)", asked=NOWHERE[version], protocol=protocol)
-            assert {side} == await stage.where(port=53)
+            assert {side} == await stage.where(payload=NAME)
             assert {side} == await stage.where(destination=PUBLIC_RESOLVER[4], port=53)
 
 

@@ -11,7 +11,7 @@ WORKING = {
     "uplink": {"interface"},
     "split": {"enabled", "mode", "unattributed", "ambiguous", "hold", "protocols"},
     "app": {"path", "name", "cmdline", "user", "cgroup", "inherit", "force"},
-    "dns": {"platform", "custom", "system", "intercept", "listen", "filter_aaaa", "fallback"},
+    "dns": {"platform", "custom", "system", "intercept", "listen", "take_over", "filter_aaaa", "fallback"},
     "lan": {"allow", "routes", "discovery"},
     "firewall": {"enabled"},
     "control": {"socket", "group"},

@@ -98,6 +98,8 @@ class Dns(Section, frozen=True):
     ] = ()  # (): what was there
     intercept: Annotated[str, v.choice("all", "listed")] = "all"
     listen: Annotated[tuple[Listener, ...], v.each(a.loopback_listener(), "loopback addresses with ports")] = ()
+    # resolv.conf names our own resolver while it runs; `listen` has to have one on port 53.
+    take_over: Annotated[bool, v.flag()] = False
     filter_aaaa: Annotated[bool, v.flag()] = True
     fallback: Annotated[bool, v.flag()] = False
 

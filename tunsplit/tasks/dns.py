@@ -8,16 +8,20 @@ our stub on loopback ───────────────────�
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 
 import trio
 
 from tunsplit.config import Config
 from tunsplit.engine.dnstable import DnsTable, Route
+from tunsplit.engine.interception import CLEAR
 from tunsplit.engine.nat import Nat
 from tunsplit.errors import KernelError
 from tunsplit.host import FAMILIES, IPAddress
+from tunsplit.kernel import resolvconf
+from tunsplit.kernel.rtnetlink import Rtnetlink
 from tunsplit.kernel.tun import Tun
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.dnscapture import DnsCapture, asker_of
@@ -27,6 +31,7 @@ from tunsplit.tasks.dnsstub import Stub
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.sources import SocketSource
+from tunsplit.tasks.systemdns import Settings, SystemDnsFinder
 
 Json = dict[str, object]
 PassedBy = Callable[[bytes, bytes, float], None]
@@ -67,6 +72,10 @@ class RoutesNetwork:
         return self._gateways.get(key)
 
 
+def _finding(config: Config) -> Settings:
+    return Settings(config.tunnel.interface, config.tunnel.dns, config.dns.system)
+
+
 def _side(route: Route) -> str:
     return "tunnel" if route is Route.TUNNEL else "uplink"
 
@@ -84,7 +93,7 @@ class Dns:
         answers: Answers,
         judge: Judge,
         source: SocketSource,
-        system: Callable[[], tuple[IPAddress, ...]] = tuple,
+        rtnetlink: Rtnetlink,
     ) -> None:
         """Listen for questions on loopback, if the configuration says so; nothing is answered before `run`.
 
@@ -96,15 +105,16 @@ class Dns:
             answers: words for the apps.
             judge: judges who asks on loopback.
             source: finds who asks on loopback.
-            system: what the host's resolvers are without us, where the configuration does not say.
+            rtnetlink: tells which network the host is in.
 
         Raises:
             KernelError: an address or port of `dns.listen` cannot be had.
         """
         self._config = config
         self._network = network
-        self._system = system
         self._tun = tun
+        self._finder = SystemDnsFinder(_finding(config), network, rtnetlink)
+        self._finder.on_change = self._apply
         table = self._table()
         self.proxy = DnsProxy(table, RoutesNetwork(network), filter_aaaa=config.dns.filter_aaaa)
         self.capture = DnsCapture(
@@ -121,6 +131,20 @@ class Dns:
     def close(self) -> None:
         """Give the addresses on loopback back."""
         self._stub.close()
+
+    @contextmanager
+    def taken_over(self) -> Iterator[None]:
+        """Have /etc/resolv.conf name our stub within the block, where the configuration asks for it."""
+        own = [one.address for one in self._config.dns.listen if one.port == CLEAR]
+        if not self._config.dns.take_over:
+            yield
+            return
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(resolvconf.taken_over(own))
+            except KernelError as error:  # the table holds all the same, but for whom an app asks is not known
+                logger.warning("resolv.conf is left as it is", extra={"error": str(error)})
+            yield
 
     # From the tun
 
@@ -153,11 +177,13 @@ class Dns:
     def configure(self, config: Config) -> None:
         """Follow another configuration."""
         self._config = config
+        self._finder.configure(_finding(config))
         self._apply()
 
     def network_changed(self) -> None:
         """Follow a change of the network."""
         self.proxy.network_changed()
+        self._finder.look_again()
         self._apply()
 
     def _apply(self) -> None:
@@ -171,7 +197,7 @@ class Dns:
             dns.platform,
             custom=dns.custom,
             relay=self._config.tunnel.dns or self._first_of_tunnel(),
-            system=dns.system or self._system(),
+            system=self._finder.addresses(),
             lan_allow=self._config.lan.allow,
             fallback=dns.fallback,
             listed_only=dns.intercept == "listed",
@@ -187,13 +213,15 @@ class Dns:
 
     # Tasks
 
-    async def run(self) -> None:
-        """Answer until cancelled."""
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer until cancelled; started once it does."""
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._finder.watch)
             nursery.start_soon(self.proxy.run)
             nursery.start_soon(self._stub.run)
             for listener in self._listen():
                 nursery.start_soon(trio.serve_listeners, self._connections.converse, [listener])
+            task_status.started()
 
     def _listen(self) -> Iterable[trio.SocketListener]:
         for version in FAMILIES:

@@ -43,8 +43,9 @@ from tunsplit.wire.ip import TCP, UDP
 RST_S = 0.005  # how long the kernel may take to send the RST of a destroyed socket: 0.3 ms, seen
 MOST_BATCHES = 32  # of packets that wait in the tun while a switch is carried out
 HOLDERS_S = 4.0  # between two looks at who holds the sockets of live flows
-# What takes a new start: sections, by what they would change under running flows.
+# What takes a new start, by what it would change under running flows: sections, and keys of others.
 FIXED = ("tun", "control")
+FIXED_KEYS = {"split": ("protocols",), "dns": ("listen", "take_over")}
 
 Json = dict[str, object]
 
@@ -220,7 +221,9 @@ class Switch:
         runtime = [listed for listed in self._list if not listed.saved and listed.entry not in new.apps]
         self._list = [*(Listed(entry, True) for entry in new.apps), *runtime]
         kept = {section: getattr(self._config, section) for section in FIXED}
-        kept["split"] = new.split.replaced(protocols=self._config.split.protocols)
+        for section, keys in FIXED_KEYS.items():
+            old = getattr(self._config, section)
+            kept[section] = getattr(new, section).replaced(**{key: getattr(old, key) for key in keys})
         self._config = new.replaced(**kept)
         self._admit.hold_for(new.split.hold)
         logging.getLogger().setLevel(new.log.level.upper())
@@ -392,6 +395,6 @@ def _differences(old: Config, new: Config) -> list[str]:
         was, now = getattr(old, section), getattr(new, section)
         for key in now.__struct_fields__:
             if getattr(was, key) != getattr(now, key):
-                late = section in FIXED or (section, key) == ("split", "protocols")
+                late = section in FIXED or key in FIXED_KEYS.get(section, ())
                 changes.append(f"[{section}] {key}" + (" takes effect at the next start" if late else ""))
     return changes
