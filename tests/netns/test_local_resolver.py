@@ -10,6 +10,7 @@ from tunsplit.lab import addresses
 pytestmark = pytest.mark.netns
 
 UPSTREAM = addresses.PUBLIC_RESOLVER[4]
+DNS = {"custom": [str(UPSTREAM)]}  # public: included apps ask it in the tunnel, excluded ones outside
 ASK = """
 def ask_stub(protocol='udp', stub='127.0.0.53'):
     question = b'\\x12\\x34\\x01\\0\\0\\1\\0\\0\\0\\0\\0\\0\\3who\\2is\\0\\0\\x10\\0\\1'
@@ -52,7 +53,7 @@ async def test_its_questions_go_in_the_tunnel_whoever_asks(lab, mode, side, prot
     dnsmasq = lab.copy_program("dnsmasq", "a-stub")
     async with (
         stub(lab, dnsmasq),
-        open_stage(lab, split={"mode": mode}) as stage,
+        open_stage(lab, split={"mode": mode}, dns=DNS) as stage,
         stage.app(stage.excluded) as listed,
         stage.app(stage.included) as other,
     ):
@@ -66,7 +67,7 @@ async def test_its_questions_go_in_the_tunnel_whoever_asks(lab, mode, side, prot
 
 async def test_in_mode_include_a_stub_that_starts_later_is_known_from_its_first_question(lab):
     """L32: nobody waits for a look around; another program of the same kind is the control."""
-    async with open_stage(lab, split={"mode": "include"}) as stage, stage.app(stage.included) as app:
+    async with open_stage(lab, split={"mode": "include"}, dns=DNS) as stage, stage.app(stage.included) as app:
         for _ in range(5):
             async with stub(lab, lab.copy_program("dnsmasq", "a-stub")):
                 assert {"tunnel"} == await sides_of_questions(stage, app)
@@ -77,7 +78,7 @@ async def test_in_mode_include_a_stub_that_starts_later_is_known_from_its_first_
 async def test_a_rule_that_covers_one_is_refused_without_force(lab):
     """L32, by `app add`: refused it leaves nothing behind, in the file either; forced, it goes beside the tunnel."""
     dnsmasq = lab.copy_program("dnsmasq", "a-stub")
-    async with stub(lab, dnsmasq) as running, open_stage(lab) as stage, stage.app(stage.included) as app:
+    async with stub(lab, dnsmasq) as running, open_stage(lab, dns=DNS) as stage, stage.app(stage.included) as app:
         file = lab.directory / "tunsplit-1.toml"
         before = file.read_text()
         for path in (str(dnsmasq), f"{dnsmasq.parent}/a-s*"):
@@ -102,9 +103,9 @@ async def test_a_rule_that_covers_one_is_refused_without_force(lab):
 async def test_a_file_that_covers_one_is_refused_at_the_start_and_at_a_reload(lab):
     """L32: `run` ends with 2, a reload changes nothing."""
     dnsmasq = lab.copy_program("dnsmasq", "a-stub")
-    async with stub(lab, dnsmasq), open_stage(lab) as stage, stage.app(stage.included) as app:
+    async with stub(lab, dnsmasq), open_stage(lab, dns=DNS) as stage, stage.app(stage.included) as app:
         file = lab.directory / "tunsplit-1.toml"
-        wrong = lab.config([stage.excluded, dnsmasq])
+        wrong = lab.config([stage.excluded, dnsmasq], dns=DNS)
         (lab.directory / "wrong.toml").write_text(wrong)
         file.write_text(wrong)
         refused = await stage.daemon.command("reload", check=False)
@@ -115,7 +116,11 @@ async def test_a_file_that_covers_one_is_refused_at_the_start_and_at_a_reload(la
 async def test_a_rule_that_covers_one_that_starts_later_holds_by_force_only(lab):
     """L32: the rule was there first, so nothing could be refused: its questions go in the tunnel."""
     dnsmasq = lab.copy_program("dnsmasq", "a-stub")
-    async with open_stage(lab, excluded=[dnsmasq]) as stage, stage.app(stage.included) as app, stub(lab, dnsmasq):
+    async with (
+        open_stage(lab, excluded=[dnsmasq], dns=DNS) as stage,
+        stage.app(stage.included) as app,
+        stub(lab, dnsmasq),
+    ):
         assert {"tunnel"} == await sides_of_questions(stage, app)
         explained = await stage.daemon.flows()
         assert "local resolver" in {flow["reason"] for flow in explained}
@@ -124,7 +129,7 @@ async def test_a_rule_that_covers_one_that_starts_later_holds_by_force_only(lab)
 async def test_users_are_told_of_it(lab):
     """Issue: whose names are resolved where; a resolver of another network namespace is not ours to tell of."""
     dnsmasq = lab.copy_program("dnsmasq", "a-stub")
-    async with stub(lab, dnsmasq) as running, open_stage(lab) as stage:
+    async with stub(lab, dnsmasq) as running, open_stage(lab, dns=DNS) as stage:
         hint = (
             f"the local resolver a-stub (pid {running.pid}, 127.0.0.53) asks in the name of excluded apps too: "
             "their names are resolved in the tunnel"

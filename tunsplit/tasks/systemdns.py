@@ -69,13 +69,13 @@ class SystemDnsFinder:
         self._namespace = read_link("/proc/thread-self/ns/net")
         self._is_hosts = self._namespace is not None and self._namespace == read_link("/proc/1/ns/net")
         self._nap = trio.CancelScope()
-        self._places: Places = {}
+        self._told: tuple[IPAddress, ...] = ()
         self.found = SystemDns()
         self.on_change: Callable[[], None] = lambda: None
 
     def addresses(self) -> tuple[IPAddress, ...]:
         """The resolvers that may be asked outside, on the network that the host is in now."""
-        return self.found.valid_on(self._places)
+        return self.found.valid_on(self._look_around()[0])
 
     def sources(self) -> dict[str, str]:
         """Every resolver that was found, and who names it."""
@@ -108,7 +108,6 @@ class SystemDnsFinder:
         seen = tuple(stamps.items()), around, tuple(places.items()), self._settings, self._configured
         if seen == self._seen:
             return
-        before = self.addresses()
         if self._settings.system:
             devices = {link.name for link in around.uplinks}
             wanted = without_scope(self._settings.system, devices)
@@ -119,9 +118,10 @@ class SystemDnsFinder:
             named = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
             chosen = choose(_scoped(named, around), around)
         self.found = self._memory.place(chosen, lambda source: self._stamp_of(source, stamps), places)
-        self._places, self._seen = places, seen
-        if self.addresses() != before:
-            logger.info("system DNS", extra={"servers": " ".join(map(str, self.addresses())) or "none",
+        self._seen, before = seen, self._told
+        self._told = self.found.valid_on(places)
+        if self._told != before:
+            logger.info("system DNS", extra={"servers": " ".join(map(str, self._told)) or "none",
                                              "source": ", ".join(dict.fromkeys(self.sources().values()))})  # fmt: skip
             self.on_change()
 
