@@ -1,5 +1,6 @@
 """A local resolver is on no side that one of its clients may not use (L32), with a real dnsmasq on 127.0.0.53."""
 
+import sys
 from contextlib import asynccontextmanager
 
 import pytest
@@ -106,11 +107,14 @@ async def test_a_file_that_covers_one_is_refused_at_the_start_and_at_a_reload(la
     async with stub(lab, dnsmasq), open_stage(lab, dns=DNS) as stage, stage.app(stage.included) as app:
         file = lab.directory / "tunsplit-1.toml"
         wrong = lab.config([stage.excluded, dnsmasq], dns=DNS)
-        (lab.directory / "wrong.toml").write_text(wrong)
         file.write_text(wrong)
         refused = await stage.daemon.command("reload", check=False)
         assert (2, True) == (refused.returncode, "[[app]] #2" in refused.stderr)
         assert {"tunnel"} == await sides_of_questions(stage, app)
+    async with stub(lab, dnsmasq):
+        for verb in ("run", "check"):
+            refused = await lab.host.run([sys.executable, "-m", "tunsplit", verb, "-c", file], check=False)
+            assert (2, True) == (refused.returncode, "[[app]] #2" in refused.stderr)
 
 
 async def test_a_rule_that_covers_one_that_starts_later_holds_by_force_only(lab):

@@ -43,6 +43,7 @@ SERVICES = frozenset({"nscd", "unscd", "systemd-resolved"})
 MANAGERS = frozenset({"systemd", "init"})
 
 Key = tuple[int, int]  # pid, start time
+Lineage = Callable[[int, int], list[Process]]  # of a pid and start time
 
 logger = logging.getLogger(__name__)
 
@@ -182,28 +183,41 @@ class LocalResolvers:
         name = _name(process)
         return name is not None and name not in MANAGERS and process.pid != self._own_pid
 
-    def refuse_covering(self, policy: Policy, lineage: Callable[[int, int], list[Process]]) -> None:
+    def refuse_covering(self, policy: Policy, lineage: Lineage | None = None) -> None:
         """Refuse a policy that would take a local resolver beside the tunnel without having been told to.
 
         Args:
             policy: what is to be in force.
-            lineage: a process and its ancestors, nearest first.
+            lineage: a process and its ancestors, nearest first; None: as /proc shows them.
 
         Raises:
-            ConfigError: one of its rules covers one, and does not say `force`.
+            ConfigError: one of its rules covers one, and none that does says `force`.
         """
+        for resolver, rules in self.covered(policy, lineage):
+            if not any(rule.force for rule in rules):
+                raise ConfigError(
+                    f"[[app]] #{rules[0].number} ({rules[0].label}): found a rule that covers {resolver.words}, "
+                    "a local resolver; beside the tunnel it would ask there for the names of included apps. Expected a rule "
+                    "that leaves it out, or, if this is meant, `force = true` (`tunsplit app add --force`)"
+                )
+
+    def covered(self, policy: Policy, lineage: Lineage | None = None) -> Iterator[tuple[LocalResolver, list[Rule]]]:
+        """The local resolvers that rules would take beside the tunnel, with these rules; arguments as above."""
         if policy.mode is Mode.INCLUDE or not policy.rules:
             return
-        self._processes.keys |= keys_of(policy.rules)
+        self._processes.keys |= keys_of(policy.rules)  # read for the rules in force, and for these
         for resolver in self.listed():
-            line = [self._processes.read(one.pid) or one for one in lineage(*_key(resolver.process))]
-            covering = list(_covering(policy.rules, line or [resolver.process]))
-            if covering and not any(rule.force for rule in covering):
-                raise ConfigError(
-                    f"[[app]] #{covering[0].number} ({covering[0].label}): found a rule that covers {resolver.words}, "
-                    "a local resolver; beside the tunnel it would ask there for the names of included apps. Expected a "
-                    "rule that leaves it out, or, if this is meant, `force = true` (`tunsplit app add --force`)"
-                )
+            line = (lineage or self._lineage)(*_key(resolver.process))
+            line = [self._processes.read(one.pid) or one for one in line] or [resolver.process]
+            if rules := list(_covering(policy.rules, line)):
+                yield resolver, rules
+
+    def _lineage(self, pid: int, _: int) -> list[Process]:
+        line: list[Process] = []
+        while pid and (process := self._processes.read(pid)) is not None:
+            line.append(process)
+            pid = process.parent
+        return line
 
     def hints(self, mode: Mode, judge: Callable[[Process], Verdict]) -> list[str]:
         """What users are to know about the local resolvers that run: whose names are resolved on which side."""
