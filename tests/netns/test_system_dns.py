@@ -67,3 +67,29 @@ async def test_a_private_one_is_not_asked_on_another_network_and_a_public_one_is
             return ["public"] == await app("ask_resolver()")
 
         await until(is_answered, "the file was read anew")
+
+
+TAKEN = """
+mount --bind "$0" /etc
+"$1" -c '
+from ipaddress import ip_address
+from tunsplit.kernel.resolvconf import takeover
+takeover([ip_address("127.0.0.54")])'
+cat /etc/resolv.conf
+"$1" -m tunsplit undo
+cat /etc/resolv.conf
+"$1" -m tunsplit undo
+"""
+
+
+async def test_undo_gives_resolv_conf_back(lab):
+    """L15: what a killed daemon had taken over; in a mount namespace that has an /etc of its own."""
+    etc = lab.directory / "etc"
+    etc.mkdir()
+    (etc / "run.conf").write_text("nameserver 192.0.2.1\n")
+    (etc / "resolv.conf").symlink_to("run.conf")
+    done = await lab.host.run(["unshare", "--mount", "sh", "-ec", TAKEN, etc, sys.executable])
+    ours, undone, back, rest = done.stdout.partition("/etc/resolv.conf\n")[0], *done.stdout.splitlines()[-3:]
+    assert "nameserver 127.0.0.54" in ours
+    assert ("/etc/resolv.conf", "nameserver 192.0.2.1", "nothing to undo") == (undone, back, rest)
+    assert ["resolv.conf", "run.conf"] == sorted(one.name for one in etc.iterdir())
