@@ -1,8 +1,8 @@
-"""How many questions a second does the DNS proxy answer, beside dnsmasq forwarding to the same upstream?
+"""How many questions a second does tunsplit answer, beside dnsmasq forwarding to the same upstream?
 
 Prints questions a second and CPU time per question, uncached (every name once) and cached (a hundred names), asked by
-dnsperf; then the median time of one question after the other, and what dnsmasq and the proxy add to the direct way.
-The proxy stands behind a plain UDP socket here: no tun, no attribution.
+dnsperf; then the median time of one question after the other less that of the direct way. "proxy" is the DNS proxy
+alone behind a plain UDP socket, "tunsplit" the whole: an excluded app's questions, taken out of the tun.
 Needs root, dnsperf and dnsmasq: python -m bench.dns [SECONDS]
 """
 
@@ -13,9 +13,13 @@ import statistics
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from bench.link import ROOT, SERVER, Link, open_link
+from tunsplit.lab.copies import copy_program
+from tunsplit.lab.netns import Namespace
 
 NAMES = 400_000
 PEER, PROXY = "127.0.0.1", "127.0.0.2"
@@ -64,13 +68,32 @@ asked.connect((sys.argv[1], 53))
 asked.settimeout(1)
 for number in range(3000):
     name = b"%s-%d" % (sys.argv[2].encode(), number)
-    message = struct.pack("!HHHHHH", number, 0x100, 1, 0, 0, 0) + bytes((len(name),)) + name + b"\\5bench\\4test\\0\\0\\1\\0\\1"
+    header = struct.pack("!HHHHHH", number, 0x100, 1, 0, 0, 0)
+    message = header + bytes((len(name),)) + name + b"\\5bench\\4test\\0\\0\\1\\0\\1"
     began = time.perf_counter()
     asked.send(message)
     asked.recv(4096)
     print(time.perf_counter() - began)
     time.sleep(0.0002)
-"""  # noqa: E501  # one line of the program
+"""
+
+
+class Target(NamedTuple):
+    """What answers: its address, its process, and the programs that ask it."""
+
+    name: str
+    address: str
+    pid: int
+    dnsperf: str = "dnsperf"
+    python: str = sys.executable
+
+
+class Result(NamedTuple):
+    """Questions a second with microseconds of CPU time for each; the median time of one, beyond the direct way's."""
+
+    uncached: tuple[float, float]
+    cached: tuple[float, float]
+    added_ms: float
 
 
 def cpu_s(pid: int) -> float:
@@ -79,28 +102,54 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def dnsperf(link: Link, address: str, names: Path, seconds: float, pid: int) -> tuple[float, float]:
-    """Questions a second, and microseconds of the server's CPU time for each."""
-    command = ["dnsperf", "-s", address, "-d", str(names), "-l", str(seconds), "-q", "100", "-c", "4"]
-    before = cpu_s(pid)
-    done = subprocess.run(link.host.command(command), capture_output=True, text=True, check=True).stdout
-    completed = int(re.search(r"Queries completed:\s+(\d+)", done)[1])  # type: ignore[index]  # dnsperf says so
-    rate = float(re.search(r"Queries per second:\s+([\d.]+)", done)[1])  # type: ignore[index]  # the same
-    return rate, (cpu_s(pid) - before) / completed * 1e6
+@dataclass
+class Bench:
+    """What is measured with: a link whose far end has a resolver, and how long a round takes."""
+
+    link: Link
+    seconds: float
+    rounds: int = 0
+
+    def questions(self, target: Target, *, cached: bool) -> tuple[float, float]:
+        """Questions a second, and microseconds of the target's CPU time for each."""
+        self.rounds += 1
+        names = self.link.directory / "names"
+        prefix, count = ("few", 100) if cached else (f"{target.name}{self.rounds}", NAMES)
+        names.write_text("".join(f"{prefix}-{number}.bench.test A\n" for number in range(count)))
+        options = ["-s", target.address, "-d", str(names), "-l", str(self.seconds), "-q", "100", "-c", "4"]
+        before = cpu_s(target.pid)
+        command = self.link.host.command([target.dnsperf, *options])
+        done = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return number_in(done, "Queries per second"), (cpu_s(target.pid) - before) / number_in(
+            done, "Queries completed"
+        ) * 1e6
+
+    def median_ms(self, address: str, python: str = sys.executable) -> float:
+        """The median time of a question of its own name."""
+        self.rounds += 1
+        command = self.link.host.command([python, "-c", ONE_BY_ONE, address, f"p{self.rounds}"])
+        times = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return statistics.median(map(float, times)) * 1000
+
+    def measure(self, target: Target, direct_ms: float) -> Result:
+        """Everything about one target; the better of two rounds counts."""
+        uncached = max(self.questions(target, cached=False) for _ in range(2))
+        cached = max(self.questions(target, cached=True) for _ in range(2))
+        return Result(uncached, cached, self.median_ms(target.address, target.python) - direct_ms)
 
 
-def median_ms(link: Link, address: str, prefix: str) -> float:
-    """The median time of a question of its own name."""
-    command = link.host.command([sys.executable, "-c", ONE_BY_ONE, address, prefix])
-    times = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return statistics.median(map(float, times)) * 1000
+def number_in(report: str, name: str) -> float:
+    """One figure of dnsperf's report."""
+    found = re.search(rf"{name}:\s+([\d.]+)", report)
+    assert found is not None
+    return float(found[1])
 
 
-def dnsmasq(link: Link, namespace: str, *options: str) -> subprocess.Popen[str]:
-    """Start one in the foreground."""
-    command = ["dnsmasq", "-k", "-C", "/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces", "--pid-file=",
-               "--dns-forward-max=1000", *options]  # fmt: skip
-    return subprocess.Popen(getattr(link, namespace).command(command), text=True)
+def dnsmasq(namespace: Namespace, *options: str) -> list[str]:
+    """The command of one in the foreground."""
+    return namespace.command(
+        ["dnsmasq", "-k", "-C", "/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces", "--pid-file=", *options]
+    )
 
 
 def main() -> None:
@@ -110,38 +159,38 @@ def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 4.0
     with open_link() as link, ExitStack() as stack:
 
-        def started(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
-            stack.callback(process.wait)
+        def started(command: list[str], **options: Any) -> subprocess.Popen[str]:
+            process = stack.enter_context(subprocess.Popen(command, text=True, **options))
             stack.callback(process.terminate)
             return process
 
-        started(
-            dnsmasq(link, "net", f"--listen-address={SERVER[4]}", "--address=/bench.test/192.0.2.9", "--local-ttl=3600")
-        )
-        peer = started(dnsmasq(link, "host", f"--listen-address={PEER}", f"--server={SERVER[4]}", "--cache-size=150"))
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        argv = link.host.command([sys.executable, "-c", SERVE])
-        proxy = started(subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, env=environment))
+        bench = Bench(link, seconds)
+        upstream = ["--address=/bench.test/192.0.2.9", "--local-ttl=3600"]
+        started(dnsmasq(link.net, f"--listen-address={SERVER[4]}", *upstream))
+        peer = started(dnsmasq(link.host, f"--listen-address={PEER}", f"--server={SERVER[4]}"))
+        command = link.host.command([sys.executable, "-c", SERVE])
+        proxy = started(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert proxy.stdout is not None
         proxy.stdout.readline()
-        servers = {"dnsmasq": (PEER, peer.pid), "proxy": (PROXY, proxy.pid)}
-        few = link.directory / "few"
-        few.write_text("".join(f"n{number}.bench.test A\n" for number in range(100)))
-        for kind, goal in (("uncached", GOAL_UNCACHED), ("cached", GOAL_CACHED)):
-            rates = {}
-            for round_ in (1, 2):
-                for name, (address, pid) in servers.items():
-                    names = few
-                    if kind == "uncached":
-                        names = link.directory / "many"
-                        names.write_text("".join(f"{name}{round_}-{n}.bench.test A\n" for n in range(NAMES)))
-                    rates[name] = dnsperf(link, address, names, seconds, pid)
-            ratio = rates["proxy"][0] / rates["dnsmasq"][0]
-            shown = "  ".join(f"{name} {rate:8,.0f}/s {cpu:5.1f} us" for name, (rate, cpu) in rates.items())
-            print(f"{kind:9} {shown}  ratio {ratio:.2f}  (goal {goal})", flush=True)
-        direct = median_ms(link, SERVER[4], "d")
-        for name, (address, _) in servers.items():
-            print(f"p50 added {name:8} {median_ms(link, address, name) - direct:.3f} ms  (goal {GOAL_ADDED_MS})")
+        direct = bench.median_ms(SERVER[4])
+        first = report(bench.measure(Target("dnsmasq", PEER, peer.pid), direct), "dnsmasq")
+        report(bench.measure(Target("proxy", PROXY, proxy.pid), direct), "proxy", first)
+        python = str(copy_program("python", link.directory / "python"))
+        with link.tunsplit(f'[dns]\ncustom = ["{SERVER[4]}"]\n') as pid:
+            whole = Target("tunsplit", SERVER[4], pid, link.copy("dnsperf"), python)
+            report(bench.measure(whole, direct), "tunsplit", first)
+        print(f"goals: uncached {GOAL_UNCACHED}, cached {GOAL_CACHED} of dnsmasq's; p50 + {GOAL_ADDED_MS} ms")
+
+
+def report(result: Result, name: str, beside: Result | None = None) -> Result:
+    """Print one row."""
+    parts = []
+    for kind in ("uncached", "cached"):
+        rate, cpu = getattr(result, kind)
+        ratio = f" ratio {rate / getattr(beside, kind)[0]:.2f}" if beside else ""
+        parts.append(f"{kind} {rate:7,.0f}/s {cpu:6.1f} us{ratio}")
+    print(f"{name:9} {'  '.join(parts)}  p50 {result.added_ms:+.3f} ms", flush=True)
+    return result
 
 
 if __name__ == "__main__":
