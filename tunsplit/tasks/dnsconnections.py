@@ -47,30 +47,31 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send)
-                await self._receive()
-                with trio.move_on_after(IDLE_S):  # who has only closed its own half may still hear
-                    while self._pending or self._unsent:
-                        await self._moved.wait()
+                if await self._receive():
+                    with trio.move_on_after(IDLE_S):
+                        while self._pending or self._unsent:
+                            await self._moved.wait()
                 nursery.cancel_scope.cancel()
         finally:
             self._closed = True
 
-    async def _receive(self) -> None:
+    async def _receive(self) -> bool:
+        """Whether the other end may still hear: it has closed its own half only."""
         received = bytearray()
         while True:
             while self._pending < MOST_PENDING and (message := take_untrusted(received)) is not None:
                 self._pending += 1
                 if not self._ask(message, self._reply):
-                    return
+                    return False
             with trio.move_on_after(IDLE_S) as silence:
                 if self._pending >= MOST_PENDING:
                     await self._moved.wait()
                 elif chunk := await self._stream.receive_some(65536):
                     received += chunk
                 else:
-                    return
+                    return True
             if silence.cancelled_caught and not (self._pending or self._unsent):
-                return
+                return False
 
     def _reply(self, answer: bytes) -> None:
         self._pending -= 1
