@@ -1,8 +1,8 @@
 """The daemon: acquires in order, releases in reverse. The only wiring.
 
-app ─▶ tun ─▶ outbound.pump ─▶ a side's packet socket          (known flows)
+app ─▶ tun ─▶ pump: outbound ─▶ a side's packet socket         (known flows)
                    └▶ admit ─▶ attribute ─▶ judge ─▶ open       (first packets)
-app ◀─ tun ◀─ inbound.pump ◀─ a side's packet socket
+app ◀─ tun ◀─ pump: inbound ◀─ a side's packet socket
 """
 
 import gc
@@ -19,7 +19,6 @@ from typing import NamedTuple
 import trio
 
 from tunsplit.config import Config
-from tunsplit.engine.direction import Direction
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import Nat
 from tunsplit.engine.ports import PortPool
@@ -34,7 +33,7 @@ from tunsplit.kernel.sockdeaths import SocketDeaths
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.kernel.tun import Tun
 from tunsplit.names import NAT_FIRST, NAT_LAST
-from tunsplit.tasks import control, expiry, inbound, outbound
+from tunsplit.tasks import control, expiry
 from tunsplit.tasks.admit import WORKERS, Admit
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.dns import Dns
@@ -42,9 +41,9 @@ from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.localresolvers import LocalResolvers
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
+from tunsplit.tasks.pump import Pump
 from tunsplit.tasks.report import Report
 from tunsplit.tasks.settings import policy_of, steering_of
-from tunsplit.tasks.side import SideDevice, frame_buffer
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.tasks.switch import Switch
 from tunsplit.tasks.verbs import Verbs, on_hangup
@@ -178,8 +177,8 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             hold=Hold(config.split.hold),
             protocols=protocols,
         )
-        passed_by = dns.before(admit.passed_by)
-        frame = frame_buffer()
+        pump = Pump(tun, nat, dns.before(admit.passed_by), counters)
+        stack.callback(pump.close)
         switch = Switch(
             config,
             config_file,
@@ -190,7 +189,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             source=source,
             processes=processes,
             network=network,
-            carry=lambda: outbound.carry(tun, nat, passed_by, frame, trio.current_time()),
+            carry=pump.carry_out,
             resolvers=resolvers,
         )
         resolvers.on_change = switch.on_change
@@ -198,15 +197,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         switch.on_config = dns.configure
         report = Report(switch, judge, nat, network, admit, ports, tun, dns, counters)
         async with trio.open_nursery() as nursery:
-            fragments = [slow.fragments]
-
-            async def pump_in(device: SideDevice, direction: Direction) -> None:
-                back = SlowPath(direction, counters, outbound=False)
-                fragments.append(back.fragments)
-                await inbound.pump(device, tun, direction, back, counters)
-                fragments.remove(back.fragments)
-
-            network.on_device = lambda device: nursery.start_soon(pump_in, device, nat.inbound(device))
+            network.on_device, network.on_close = pump.attach, pump.detach
             ports.on_missing = network.restore
 
             def changed() -> None:
@@ -216,7 +207,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             network.on_change, network.on_gateway = changed, dns.network_changed
             network.too_big, network.unreachable = answers.too_big, answers.unreachable
             network.refresh()
-            nursery.start_soon(outbound.pump, tun, nat, passed_by, counters)
+            nursery.start_soon(pump.run)
             for _ in range(WORKERS):
                 nursery.start_soon(admit.search)
             nursery.start_soon(admit.release_late)
@@ -228,6 +219,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             nursery.start_soon(resolvers.watch)
             nursery.start_soon(network.watch)
             nursery.start_soon(network.confirm_neighbours)
+            fragments = (slow.fragments, pump)
             nursery.start_soon(expiry.expire, nat, ports, fragments, deaths, counters)
             await nursery.start(control.serve, config.control, {**report.verbs(), **Verbs(switch, config_file).verbs()})
             yield Daemon(report, switch)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -20,11 +19,11 @@ from tunsplit.engine.rules import Rule
 from tunsplit.engine.sides import Sides
 from tunsplit.engine.slowpath import SlowPath
 from tunsplit.process import Executable, FileIdentity, Process
-from tunsplit.tasks import outbound
 from tunsplit.tasks.admit import Admit
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.dnscapture import DnsCapture
 from tunsplit.tasks.dnsproxy import Asker, Reply
+from tunsplit.tasks.pump import Pump
 from tunsplit.tasks.side import SideDevice
 
 EXCLUDED, INCLUDED = "/opt/excluded", "/opt/included"
@@ -238,9 +237,11 @@ class Gate:
             protocols=protocols,
         )
 
+        self.pump = Pump(as_real(self.tun), self.nat, self.admit.passed_by, self.counters)
+
     def run(self, nursery: trio.Nursery, *, workers: int = 1) -> None:
         """Start what the daemon starts."""
-        nursery.start_soon(partial(outbound.pump, as_real(self.tun), self.nat, self.admit.passed_by, self.counters))
+        nursery.start_soon(self.pump.run)
         for _ in range(workers):
             nursery.start_soon(self.admit.search)
         nursery.start_soon(self.admit.release_late)
@@ -257,6 +258,7 @@ class Gate:
         return found.flow if found else None
 
     def close(self) -> None:
+        self.pump.close()
         self.tun.close()
         self.uplink.close()
         self.tunnel.close()

@@ -3,11 +3,11 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from typing import Protocol
 
 import trio
 
 from tunsplit.engine.flow import FlowState
-from tunsplit.engine.fragments import Fragments
 from tunsplit.engine.nat import Nat
 from tunsplit.errors import KernelError
 from tunsplit.kernel.sockdeaths import SocketDeaths
@@ -19,8 +19,15 @@ PERIOD_S = 1.0
 logger = logging.getLogger(__name__)
 
 
+class Expiring(Protocol):
+    """Keeps pieces of datagrams."""
+
+    def expire(self, now: float) -> int:
+        """Forget those that nobody completed; how many."""
+
+
 async def expire(
-    nat: Nat, ports: PortChoice, fragments: Iterable[Fragments], deaths: SocketDeaths, counters: Counter[str]
+    nat: Nat, ports: PortChoice, fragments: Iterable[Expiring], deaths: SocketDeaths, counters: Counter[str]
 ) -> None:
     """End what is idle or has lost its socket, once a second, until cancelled."""
     while True:

@@ -77,6 +77,7 @@ class Network:
         self.on_change: Callable[[], None] = lambda: None
         self.on_gateway: Callable[[], None] = lambda: None
         self.on_device: Callable[[SideDevice], None] = lambda _: None
+        self.on_close: Callable[[SideDevice], None] = lambda _: None
         self.too_big: Callable[..., None] = lambda *_: None
         self.unreachable: Callable[..., None] = lambda *_: None
 
@@ -255,6 +256,7 @@ class Network:
         for flow in self._nat.flows_of([device]):
             self._nat.end(flow, FlowEvent.BLOCK, trio.current_time())
         self._nat.forget_device(device)
+        self.on_close(device)
         device.close()
         logger.info("side closed", extra={"side": key[0], "device": device.link.name})
 

@@ -1,16 +1,10 @@
 """tun → side: the hot loop."""
 
-import errno
-import logging
-from collections import Counter
 from collections.abc import Callable
-
-import trio
 
 from tunsplit.engine.nat import Nat
 from tunsplit.kernel.tun import Tun
-from tunsplit.tasks import mishap
-from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
+from tunsplit.tasks.side import HEADER, HEADROOM
 from tunsplit.wire import vnet
 
 BATCH = 64  # ≈ 0.3 ms at 5 µs a packet: timers and the other direction never wait longer
@@ -18,29 +12,20 @@ BATCH = 64  # ≈ 0.3 ms at 5 µs a packet: timers and the other direction never
 # pause costs the flows that run no more than this at a time.
 MOST_SLOW = 8
 
-logger = logging.getLogger(__name__)
-
-
-async def pump(tun: Tun, nat: Nat, passed_by: Callable[[bytes, bytes, float], None], counters: Counter[str]) -> None:
-    """Carry packets from the tun to their side, until cancelled or the tun is gone.
-
-    `passed_by` gets what the fast path cannot take.
-    """
-    frame = frame_buffer()
-    while True:
-        await trio.lowlevel.wait_readable(tun.fileno())  # the only await: 7 µs, paid once a batch
-        try:
-            carry(tun, nat, passed_by, frame, trio.current_time())
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EBADFD:  # somebody removed the device
-                # Not the daemon's end, which would open the host: without the tun the way stays closed.
-                logger.error("the tun is gone: restart tunsplit", extra={"device": tun.name})
-                return
-            mishap.note(counters, error)
-
 
 def carry(tun: Tun, nat: Nat, passed_by: Callable[[bytes, bytes, float], None], frame: memoryview, now: float) -> int:
-    """Carry one batch, and give back how many packets it had; `frame` is a frame buffer."""
+    """Carry one batch; how many packets it had, `BATCH` if others are to have their turn.
+
+    Args:
+        tun: where packets come from.
+        nat: the table of flows.
+        passed_by: gets what the fast path cannot take.
+        frame: a frame buffer.
+        now: seconds of the event loop's clock.
+
+    Raises:
+        OSError: from the tun; EBADFD when it is gone.
+    """
     buffer, packet = frame[HEADER:], frame[HEADROOM:]
     read_into, translate = tun.read_into, nat.outbound.translate
     slow = 0
@@ -55,5 +40,5 @@ def carry(tun: Tun, nat: Nat, passed_by: Callable[[bytes, bytes, float], None], 
         passed_by(bytes(frame[HEADER:HEADROOM]), bytes(packet[:size]), now)
         slow += 1
         if slow == MOST_SLOW:
-            return number + 1
+            break
     return BATCH

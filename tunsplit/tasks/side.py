@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-import trio
-
 from tunsplit.engine.flow import FlowState, Rewrite
 from tunsplit.host import FAMILIES, IPAddress, Link, Neighbour
 from tunsplit.kernel.packet import PacketSocket
@@ -207,9 +205,8 @@ class SideDevice:
         return waiting
 
     def close(self) -> None:
-        """Close the socket, which ends the pump that waits for it; what waits for a neighbour is dropped."""
+        """Close the socket; what waits for a neighbour is dropped."""
         self.closed = True
-        trio.lowlevel.notify_closing(self.socket.fileno())
         self.socket.close()
 
     def _header(self, version: int, mac: bytes) -> bytes:
