@@ -14,7 +14,6 @@ What a switch has ended hears no answer to what it asked before.
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from ipaddress import ip_address
 
 from tunsplit.engine.attribution import Attribution
@@ -32,18 +31,22 @@ from tunsplit.tasks.dnsproxy import Asker, Reply, boottime
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.side import HEADER, HEADROOM
 from tunsplit.wire import craft, vnet
-from tunsplit.wire.ip import TCP, UDP, parse_untrusted, unpack_u16
+from tunsplit.wire.ip import FRAGMENT, NO_OPTIONS, TCP, UDP, parse_untrusted, unpack_u16
 
 FIRST_PORT = 1024  # of those that stand for an app at our listener; they are nobody else's
 MOST_TRIES = 64
+PLAIN = 28  # bytes of headers without options in IPv4
 
 Ask = Callable[[bytes, Asker, Reply, float], None]  # as DnsProxy.ask
 
 
 class Conversation:
-    """Who asks in a flow, kept with it: the same for each of its questions."""
+    """A flow's questions over UDP: who asks, and the way back, which are the same for each of them."""
 
-    asker: Asker | None = None
+    def __init__(self) -> None:
+        self.app: App | None = None
+        self.asker: Asker | None = None
+        self.reply: Reply | None = None
 
 
 class Questions:
@@ -62,27 +65,32 @@ class Questions:
         except MalformedPacket:
             self.counters["dns_malformed"] += 1
             return
-        asker, reply = self._asker(rewrite), partial(self._reply, rewrite.flow)
+        conversation: Conversation = rewrite.next_hop  # type: ignore[assignment]  # opaque to the engine
+        flow = rewrite.flow
+        if conversation.asker is None or conversation.app is not flow.app:
+            conversation.app, conversation.asker = flow.app, asker_of(flow)
+        if conversation.reply is None:
+            conversation.reply = self._reply_to(flow)
         segment = vnet.unpack(frame, HEADER)[3] or end - start  # a super-packet has several questions of one size
+        now = boottime()
         for at in range(start, end, segment or 1):
             self.counters["dns_questions_udp"] += 1
-            self._ask(bytes(packet[at : min(at + segment, end)]), asker, reply, boottime())
+            self._ask(bytes(packet[at : min(at + segment, end)]), conversation.asker, conversation.reply, now)
 
-    def _asker(self, rewrite: Rewrite) -> Asker:
-        conversation: Conversation = rewrite.next_hop  # type: ignore[assignment]  # opaque to the engine
-        asker = conversation.asker
-        if asker is None or asker.app is not rewrite.flow.app:
-            asker = conversation.asker = asker_of(rewrite.flow)
-        return asker
+    def _reply_to(self, flow: Flow) -> Reply:
+        packet_of, write = craft.Datagrams(reversed_key(flow.key)).packet, self._tun.write
+        back = flow.reply
 
-    def _reply(self, flow: Flow, answer: bytes) -> None:
-        if not flow.passes:
-            self.counters["dns_answers_late"] += 1
-            return
-        packet = craft.datagram(reversed_key(flow.key), answer)
-        flow.reply.packets += 1
-        flow.reply.octets += len(packet)
-        self._tun.write(vnet.NONE + packet)
+        def reply(answer: bytes) -> None:
+            if not flow.passes:
+                self.counters["dns_answers_late"] += 1
+                return
+            packet = packet_of(answer)
+            back.packets += 1
+            back.octets += len(packet)
+            write(vnet.NONE + packet)
+
+        return reply
 
 
 class Loop:
@@ -246,7 +254,13 @@ def datagram_untrusted(packet: memoryview) -> tuple[int, int]:
     Raises:
         MalformedPacket: it is a fragment, or its lengths do not fit.
     """
-    headers = parse_untrusted(packet, len(packet))
+    size = len(packet)
+    if size > PLAIN and packet[0] == NO_OPTIONS and packet[9] == UDP and not unpack_u16(packet, 6)[0] & FRAGMENT:
+        start = PLAIN
+        (length,) = unpack_u16(packet, start - 4)
+        if length == size - start + 8:
+            return start, size
+    headers = parse_untrusted(packet, size)
     start = headers.transport + 8
     if headers.protocol != UDP or headers.identification is not None or start > headers.size:
         raise MalformedPacket("no whole datagram")
