@@ -48,12 +48,12 @@ class Link:
                 process.terminate()
 
     @contextmanager
-    def tunsplit(self) -> Iterator[int]:
-        """Run tunsplit in the host, from ready on; its pid."""
+    def tunsplit(self, others: str = "") -> Iterator[int]:
+        """Run tunsplit in the host, from ready on; its pid. `others` are further sections of its configuration."""
         config = self.directory / "tunsplit.toml"
         config.write_text(
             f'[tunnel]\ninterface = "wg0"\nendpoint = "none"\n[log]\nlevel = "warning"\n'
-            f'[control]\nsocket = "{self.directory}/tunsplit.sock"\n[[app]]\npath = "{self.directory}/*"\n'
+            f'[control]\nsocket = "{self.directory}/tunsplit.sock"\n[[app]]\npath = "{self.directory}/*"\n{others}'
         )
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         argv = [sys.executable, "-m", "tunsplit", "run", "-c", str(config)]

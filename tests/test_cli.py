@@ -33,8 +33,16 @@ STATUS: dict[str, Any] = {
         "gateway4": "192.168.50.1",
         "gateway6": None,
     },
-    "dns": {"platform": "linux", "setting": "default", "routes": {}},
+    "dns": {
+        "platform": "linux",
+        "setting": "default",
+        "routes": [
+            {"app": "normal", "route": "tunnel", "servers": [{"address": "8.8.8.8", "route": "tunnel"}], "row": "…"},
+            {"app": "excluded", "route": "refused", "servers": [], "row": "…"},
+        ],
+    },
     "split": {"enabled": True, "mode": "exclude"},
+    "hints": ["the local resolver dnsmasq asks"],
     "counters": {"flows": 2, "refused": 0},
 }
 FLOW: dict[str, Any] = {
@@ -53,6 +61,22 @@ FLOW: dict[str, Any] = {
     "bytes_in": 300,
     "age_s": 1.5,
 }
+QUESTION: dict[str, Any] = {
+    "number": 1,
+    "at": 1.5,
+    "app": {"pid": 4711, "exe": "/usr/bin/dig", "user": 1000},
+    "verdict": "uplink",
+    "route": "outside",
+    "row": "linux · public custom · excluded app",
+    "asked": "192.168.50.1",
+    "upstream": "8.8.8.8",
+    "name": "example.org.",
+    "type": "A",
+    "rcode": "NOERROR",
+    "ms": 12.34,
+    "cached": False,
+}
+CACHED = QUESTION | {"cached": True, "app": None, "name": "\\027[2J.[red]."}
 BUSY = FLOW | {"destination": "[2001:db8:100::1]:443", "bytes_in": 5_000_000, "app": None, "verdict": "block"}
 
 
@@ -72,7 +96,11 @@ def config_file(tmp_path) -> str:
 def daemon(tmp_path, config_file) -> Iterator[str]:
     """A control server, and nothing else of a daemon."""
     ready, stop = threading.Event(), trio.CancelScope()
-    verbs: dict[str, control.Verb] = {"status": lambda _: STATUS, "flows": lambda _: iter([FLOW, BUSY])}
+    verbs: dict[str, control.Verb] = {
+        "status": lambda _: STATUS,
+        "flows": lambda _: iter([FLOW, BUSY]),
+        "dns": lambda _: iter([QUESTION, CACHED]),
+    }
 
     async def serve() -> None:
         with stop:
@@ -92,7 +120,16 @@ def daemon(tmp_path, config_file) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [["status"], ["status", "--json"], ["flows"], ["flows", "--json"], ["flows", "--watch"]]
+    "command",
+    [
+        ["status"],
+        ["status", "--json"],
+        ["flows"],
+        ["flows", "--json"],
+        ["flows", "--watch"],
+        ["dns"],
+        ["dns", "--json"],
+    ],
 )
 def test_without_a_daemon_they_end_with_5_and_one_line(command, tmp_path):
     result = invoke(*command, "--socket", f"{tmp_path}/none")
@@ -129,6 +166,8 @@ def test_the_summary_says_what_is_where(daemon):
         "mode     exclude: listed apps use the uplink",
         "tunnel   wg0 up 10.64.0.2/32",
         "uplink   eth0 192.168.50.2/24 via 192.168.50.1",
+        "dns      linux, default: normal apps tunnel 8.8.8.8; excluded apps refused",
+        "note     the local resolver dnsmasq asks",
         "counters flows=2",
     ] == invoke("status", "--socket", daemon).stdout.splitlines()
 
@@ -139,6 +178,7 @@ def test_the_summary_of_a_host_without_network(monkeypatch):
         "tunnel": {"interface": "wg0", "up": False, "addresses": [], "mtu": None},
         "uplink": {"interface4": None, "interface6": None, "addresses": [], "gateway4": None, "gateway6": None},
         "split": {"enabled": False, "mode": "include"},
+        "hints": [],
         "counters": {},
     }
 
@@ -147,6 +187,7 @@ def test_the_summary_of_a_host_without_network(monkeypatch):
         "mode     include: listed apps use the tunnel",
         "tunnel   wg0 down",
         "uplink   none",
+        "dns      linux, default: normal apps tunnel 8.8.8.8; excluded apps refused",
         "counters all zero",
     ] == show.status_lines(alone)
 
@@ -166,6 +207,17 @@ def test_flows_are_a_table_with_the_busiest_first(daemon):
         "/usr/bin/firefox tcp 10.128.0.1:40000 198.51.100.1:443 uplink open rule 1: /usr/bin/firefox 1.2 kB 300 B"
         == (" ".join(lines[2]))
     )
+
+
+def test_questions_are_a_table_with_the_latest_first(daemon):
+    assert [QUESTION, CACHED] == msgspec.json.decode(invoke("dns", "--json", "--socket", daemon).stdout)
+    lines = [" ".join(line.split()) for line in invoke("dns", "--socket", daemon).stdout.splitlines()]
+
+    assert [
+        "app name type answer route resolver row ms",
+        "unknown \\027[2J.[red]. A NOERROR outside cache linux · public custom · excluded app 12.3",
+        "/usr/bin/dig example.org. A NOERROR outside 8.8.8.8 linux · public custom · excluded app 12.3",
+    ] == lines
 
 
 def test_a_program_cannot_write_on_the_terminal_or_in_its_markup(monkeypatch):

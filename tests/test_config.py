@@ -63,6 +63,7 @@ def test_every_key_arrives_typed():
         system = ["192.168.50.53"]
         intercept = "listed"
         listen = ["127.0.0.54:53", "[::1]:53"]
+        take_over = true
         filter_aaaa = false
         fallback = true
         [lan]
@@ -100,7 +101,7 @@ def test_every_key_arrives_typed():
     assert ("android", (IPv4Address("9.9.9.9"),), "listed") == (dns.platform, dns.custom, dns.intercept)
     assert (IPv4Address("192.168.50.53"),) == dns.system
     assert (Listener(IPv4Address("127.0.0.54"), 53), Listener(IPv6Address("::1"), 53)) == dns.listen
-    assert (False, True) == (dns.filter_aaaa, dns.fallback)
+    assert (False, True, True) == (dns.filter_aaaa, dns.fallback, dns.take_over)
     assert (True, (IPv4Network("192.168.60.0/24"),), True) == (
         config.lan.allow,
         config.lan.routes,
@@ -157,6 +158,11 @@ MESSAGES = [
     (
         LEAST + "[[app]]\ninherit = false",
         "t.toml: [[app]] #1: found nothing to match, expected at least one of path, name, cmdline, user or cgroup",
+    ),
+    (
+        LEAST + "[dns]\ntake_over = true\nlisten = ['127.0.0.1:5353']",
+        "t.toml: [dns] take_over: found true without a resolver of ours to name, expected listen with an address on port "
+        '53, such as "127.0.0.54:53"',
     ),
     (LEAST + "[split]\nmode = 'Exclude'", 't.toml: [split] mode: found "Exclude", expected "exclude" or "include"'),
     (

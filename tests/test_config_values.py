@@ -144,6 +144,7 @@ KEYS = {
             "['127.0.0.1:0']",
         ],
     ),
+    "dns take_over": (["false"], ["1", "'true'"]),  # true wants `listen`
     "dns filter_aaaa": FLAGS,
     "dns fallback": FLAGS,
     "lan allow": FLAGS,

@@ -36,7 +36,11 @@ from tunsplit.names import NAT_FIRST, NAT_LAST
 from tunsplit.tasks import control, expiry
 from tunsplit.tasks.admit import WORKERS, Admit
 from tunsplit.tasks.answers import Answers
+from tunsplit.tasks.dns import Dns
+from tunsplit.tasks.explain import Explainer
 from tunsplit.tasks.judge import Judge
+from tunsplit.tasks.liveflows import LiveFlows
+from tunsplit.tasks.localresolvers import LocalResolvers
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.pump import Pump
@@ -120,6 +124,10 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         judge = Judge(policy_of(config), processes, state_file())
         stack.callback(judge.close)
         stack.callback(judge.save_now)
+        resolvers = LocalResolvers(diag, processes)
+        judge.prepare()
+        resolvers.refuse_covering(judge.policy, judge.tree.lineage)
+        judge.is_resolver = resolvers.is_resolver
         protocols = frozenset(config.split.protocols)
         pools = {name: PortPool(NAT_FIRST, NAT_LAST, secrets.randbelow) for name in ("tcp", "udp", "echo")}
         nat = Nat(pools)
@@ -146,6 +154,18 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         slow = SlowPath(nat.outbound, counters, outbound=True)
         source = SocketSource(diag, processes)
         answers = Answers(tun, network)
+        loopback = stack.enter_context(closing(SockDiag(socket.if_nametoindex("lo"))))
+        dns = Dns(
+            config,
+            tun=tun,
+            nat=nat,
+            network=network,
+            answers=answers,
+            judge=judge,
+            source=SocketSource(loopback, processes),
+            rtnetlink=rtnetlink,
+        )
+        stack.callback(dns.close)
         admit = Admit(
             nat=nat,
             slow=slow,
@@ -153,40 +173,53 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             sources=(source,),
             judge=judge,
             network=network,
+            dns=dns.capture,
             ports=ports,
             answers=answers,
             hold=Hold(config.split.hold),
             protocols=protocols,
         )
-        pump = Pump(tun, nat, admit.passed_by, counters)
+        pump = Pump(tun, nat, dns.before(admit.passed_by), counters)
         stack.callback(pump.close)
+        live = LiveFlows(
+            judge=judge, nat=nat, refused=admit.refused, diag=diag, processes=processes, carry=pump.carry_out
+        )
         switch = Switch(
             config,
             config_file,
             judge=judge,
-            nat=nat,
+            live=live,
             admit=admit,
-            diag=diag,
-            source=source,
+            explainer=Explainer(judge, source, network, nat),
             processes=processes,
             network=network,
-            carry=pump.carry_out,
+            resolvers=resolvers,
         )
-        judge.on_change, judge.on_exec = switch.on_change, switch.on_exec
-        report = Report(switch, judge, nat, network, admit, ports, tun, counters)
+        resolvers.on_change = live.on_change
+        judge.on_change, judge.on_exec = live.on_change, live.on_exec
+        switch.on_config = dns.configure
+        report = Report(switch, judge, nat, network, admit, ports, tun, dns, counters)
         async with trio.open_nursery() as nursery:
             network.on_device, network.on_close = pump.attach, pump.detach
             ports.on_missing = network.restore
-            network.on_change = admit.forget_refusals
+
+            def changed() -> None:
+                admit.refused.clear()
+                dns.network_changed()
+
+            network.on_change, network.on_gateway = changed, dns.network_changed
             network.too_big, network.unreachable = answers.too_big, answers.unreachable
             network.refresh()
             nursery.start_soon(pump.run)
             for _ in range(WORKERS):
                 nursery.start_soon(admit.search)
             nursery.start_soon(admit.release_late)
+            await nursery.start(dns.run)
+            stack.enter_context(dns.taken_over())
             nursery.start_soon(judge.watch)
             nursery.start_soon(judge.save)
-            nursery.start_soon(switch.watch_holders)
+            nursery.start_soon(live.watch_holders)
+            nursery.start_soon(resolvers.watch)
             nursery.start_soon(network.watch)
             nursery.start_soon(network.confirm_neighbours)
             fragments = (slow.fragments, pump)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from tunsplit.config import Config, unsupported
 from tunsplit.errors import ConfigError, KernelError, PermissionMissing
 from tunsplit.kernel import caps
+from tunsplit.process import Process
 
 TUN_DEVICE = Path("/dev/net/tun")
 NO_TUN_DEVICE = (
@@ -85,6 +87,7 @@ def configuration(config: Config | ConfigError, file: str) -> Iterator[Finding]:
     yield from _users(config)
     yield from _rules_of_root(config)
     yield from _interfaces(config)
+    yield from _local_resolvers(config)
 
 
 GLOB = re.compile(r"[*?\[]")
@@ -151,13 +154,40 @@ def _interfaces(config: Config) -> Iterator[Finding]:
             yield Finding(
                 Level.WARNING,
                 f"[tunnel] dns: not given, and the prefixes of {name} have room for no resolver: name it, or questions "
-                "in the tunnel will fail once tunsplit answers them",
+                "in the tunnel fail",
             )
     uplink = config.uplink.interface
     if uplink != "auto" and not snapshot.link(uplink):
         yield Finding(
             Level.WARNING, f"[uplink] interface: {uplink} is absent, so excluded apps are refused until it appears"
         )
+
+
+def _local_resolvers(config: Config) -> Iterator[Finding]:
+    from tunsplit.engine.policy import Verdict
+    from tunsplit.kernel.procfs import Processes
+    from tunsplit.kernel.sockdiag import SockDiag
+    from tunsplit.tasks.localresolvers import LocalResolvers
+    from tunsplit.tasks.settings import policy_of
+
+    known = [app for app in config.apps if app.user is None or _user_exists(app.user)]
+    policy = policy_of(config.replaced(apps=tuple(known)))
+    try:
+        with closing(SockDiag()) as diag, closing(Processes()) as processes:
+            resolvers = LocalResolvers(diag, processes)
+            resolvers.listed()
+            beside = {one.process.pid for one, _ in resolvers.covered(policy)}
+
+            def side(process: Process) -> Verdict:
+                return Verdict.UPLINK if process.pid in beside else Verdict.TUNNEL
+
+            for hint in resolvers.hints(policy.mode, side):
+                yield Finding(Level.NOTE, hint)
+            resolvers.refuse_covering(policy)
+    except ConfigError as error:
+        yield Finding(Level.WRONG, str(error), ConfigError.exit_code)
+    except KernelError as error:
+        yield Finding(Level.NOTE, f"whether a local resolver is in use cannot be known: {error}")
 
 
 def capabilities() -> Iterator[Finding]:

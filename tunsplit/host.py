@@ -226,6 +226,16 @@ class TunFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedServers:
+    """Resolvers that somebody names, in order."""
+
+    source: str  # who, in a few words
+    addresses: tuple[IPAddress, ...]
+    link: str | int | None = None  # the device that they belong to, by name or index; None: no particular one
+    is_vpn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class HostPlan:
     """Everything that we want on the host while traffic is split."""
 

@@ -57,10 +57,17 @@ def test_packets_pass_in_open_and_closing_only():
 )
 def test_how_long_a_new_flow_may_be_idle(protocol, seconds):
     world = World()
-    text = "10.128.0.1:5000 > 1.1.1.1:53" if protocol != ICMPV6 else "[fd75::1]:5000 > [2001:db8::1]:0"
+    text = "10.128.0.1:5000 > 1.1.1.1:443" if protocol != ICMPV6 else "[fd75::1]:5000 > [2001:db8::1]:0"
     outside = "192.0.2.7:40000" if protocol != ICMPV6 else "[2001:db8::7]:40000"
 
     assert seconds == world.open(text, outside=outside, protocol=protocol).idle_s
+
+
+def test_a_port_that_has_asked_its_question_is_soon_forgotten():
+    """RFC 4787 REQ-5 a: a server's well-known port may have a shorter time."""
+    world = World()
+
+    assert rules.DNS_S == world.open("10.128.0.1:5000 > 1.1.1.1:53", outside="192.0.2.7:40000").idle_s
 
 
 def test_a_tcp_flow_is_established_once_the_app_has_answered_the_answer():

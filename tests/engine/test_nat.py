@@ -93,7 +93,7 @@ def test_only_who_was_asked_may_answer(world, app, out, back, to_app, outside):
     world.open(app, outside=outside)
     peer, own = back.split(" > ")
 
-    for stranger in (peer.replace("53", "54"), peer.replace("1.1.1.1", "1.1.1.2").replace("db8::1", "db8::2")):
+    for stranger in (peer.replace("443", "444"), peer.replace("1.1.1.1", "1.1.1.2").replace("db8::1", "db8::2")):
         assert world.received(udp(f"{stranger} > {own}")) is None
     assert world.received(udp(back.replace("40000", "40001"))) is None
     assert world.received(tcp(back)) is None
@@ -151,21 +151,21 @@ def test_a_new_connection_on_an_open_four_tuple_is_judged_anew(world):
 
 def test_one_socket_keeps_one_port_towards_all(world):
     """Endpoint-independent mapping (RFC 4787 REQ-1)."""
-    world.open("10.128.0.1:5000 > 1.1.1.1:53", outside="192.0.2.7:40000")
-    other = ends("10.128.0.1:5000 > 8.8.8.8:53").key
+    world.open("10.128.0.1:5000 > 1.1.1.1:443", outside="192.0.2.7:40000")
+    other = ends("10.128.0.1:5000 > 8.8.8.8:443").key
 
     assert 40000 == world.nat.mapped_port(UDP, other, way("192.0.2.7"))
     assert world.nat.mapped_port(TCP, other, way("192.0.2.7")) is None
-    assert world.nat.mapped_port(UDP, ends("10.128.0.1:5001 > 8.8.8.8:53").key, way("192.0.2.7")) is None
-    assert world.nat.mapped_port(UDP, ends("192.168.50.2:5000 > 8.8.8.8:53").key, way("192.0.2.7")) is None
+    assert world.nat.mapped_port(UDP, ends("10.128.0.1:5001 > 8.8.8.8:443").key, way("192.0.2.7")) is None
+    assert world.nat.mapped_port(UDP, ends("192.168.50.2:5000 > 8.8.8.8:443").key, way("192.0.2.7")) is None
     assert world.nat.mapped_port(UDP, other, way("192.0.2.8")) is None
     assert world.nat.mapped_port(UDP, other, way("192.0.2.7", TUNNEL)) is None
 
 
 def test_a_port_is_live_while_a_flow_of_its_mapping_lives(world):
-    first = world.open("10.128.0.1:5000 > 1.1.1.1:53", outside="192.0.2.7:40000")
-    second = world.open("10.128.0.1:5000 > 8.8.8.8:53", outside="192.0.2.7:40000")
-    pool, other = world.nat.pools["udp"], ends("10.128.0.1:5000 > 9.9.9.9:53").key
+    first = world.open("10.128.0.1:5000 > 1.1.1.1:443", outside="192.0.2.7:40000")
+    second = world.open("10.128.0.1:5000 > 8.8.8.8:443", outside="192.0.2.7:40000")
+    pool, other = world.nat.pools["udp"], ends("10.128.0.1:5000 > 9.9.9.9:443").key
 
     world.nat.end(first, FlowEvent.TIMEOUT, world.now)
     assert (1, 0) == (pool.statistics()["live"], pool.statistics()["resting"])
@@ -223,7 +223,7 @@ def test_protocols_without_ports_have_one_flow_between_two_hosts(world):
 
 
 def test_two_flows_with_one_four_tuple_are_our_own_bug(world):
-    world.open("10.128.0.1:5000 > 1.1.1.1:53", outside="192.0.2.7:40000")
+    world.open("10.128.0.1:5000 > 1.1.1.1:443", outside="192.0.2.7:40000")
     before = world.nat.statistics()
 
     with pytest.raises(ValueError, match="one four-tuple"):
@@ -233,7 +233,7 @@ def test_two_flows_with_one_four_tuple_are_our_own_bug(world):
             UDP, ends(OUT).key, way("192.0.2.7"), world.now, app=None, reason="", attribution=""
         )
     with pytest.raises(ValueError, match="one reply four-tuple"):
-        world.nat.open(UDP, ends("10.128.0.1:5001 > 1.1.1.1:53").key, way("192.0.2.7"), 40000, world.now)
+        world.nat.open(UDP, ends("10.128.0.1:5001 > 1.1.1.1:443").key, way("192.0.2.7"), 40000, world.now)
     assert before == world.nat.statistics()
 
 
@@ -254,3 +254,18 @@ def test_what_carries_its_sides_address_leaves_as_it_is(world, app, out, back, t
     assert FlowState.CLOSING is flow.state
     assert 1 == world.later(11)
     assert world.sent(tcp(out)) is None
+
+
+def test_a_flow_to_ourselves_changes_both_ends_and_takes_no_port():
+    """As questions over TCP do: from a neighbour that does not exist to our own listener."""
+    world = World()
+    key, outside = ends("10.128.0.1:5000 > 1.1.1.1:53").key, ends("10.128.0.2:2000 > 10.128.0.1:4000").key
+    before = world.nat.statistics()
+
+    flow = world.nat.open(TCP, key, way("10.128.0.2"), None, world.now, outside=outside)
+
+    sent = world.sent(tcp("10.128.0.1:5000 > 1.1.1.1:53", b"?"))
+    assert tcp("10.128.0.2:2000 > 10.128.0.1:4000", b"?") == sent
+    assert tcp("1.1.1.1:53 > 10.128.0.1:5000", b"!") == world.received(tcp("10.128.0.1:4000 > 10.128.0.2:2000", b"!"))
+    world.nat.end(flow, FlowEvent.BLOCK, world.now)
+    assert {**before, "opened": 1} == world.nat.statistics()

@@ -111,7 +111,7 @@ def test_a_full_table_takes_the_place_of_what_closed_first():
 
 def test_flows_are_found_by_their_device(world):
     first = world.open(OUT, outside="192.0.2.7:40000")
-    second = world.open("10.128.0.1:5001 > 1.1.1.1:53", outside="10.64.0.2:40001", device=TUNNEL)
+    second = world.open("10.128.0.1:5001 > 1.1.1.1:443", outside="10.64.0.2:40001", device=TUNNEL)
 
     assert [first] == world.nat.flows_of([UPLINK])
     assert {first, second} == set(world.nat.flows_of([UPLINK, TUNNEL]))

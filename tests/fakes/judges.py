@@ -8,8 +8,9 @@ from typing import Any
 import trio
 
 from tests.craft import ends
-from tests.fakes.devices import HOST4, HOST6, ROUTER4, ROUTER6, ROUTER_MAC, SIGNER, WG0, FakeTun, Side, nat
+from tests.fakes.devices import HOST4, HOST6, ROUTER4, ROUTER6, ROUTER_MAC, SIGNER, TUN4, TUN6, WG0, FakeTun, Side, nat
 from tunsplit.engine.attribution import Attribution, Certainty, Owner
+from tunsplit.engine.dnstable import DnsTable
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import PORT_POOLS, Way
 from tunsplit.engine.policy import Judgement, Policy, Verdict
@@ -20,6 +21,8 @@ from tunsplit.engine.slowpath import SlowPath
 from tunsplit.process import Executable, FileIdentity, Process
 from tunsplit.tasks.admit import Admit
 from tunsplit.tasks.answers import Answers
+from tunsplit.tasks.dnscapture import DnsCapture
+from tunsplit.tasks.dnsproxy import Asker, Reply
 from tunsplit.tasks.pump import Pump
 from tunsplit.tasks.side import SideDevice
 
@@ -152,6 +155,13 @@ class FakeNetwork:
     def own_router(self, version: int) -> bytes | None:
         return self.signer.get(version)
 
+    def own_address(self, version: int) -> bytes | None:
+        return ip_address(TUN4 if version == 4 else TUN6).packed
+
+    @property
+    def tunnel_up(self) -> bool:
+        return self.sides.tunnel is not None
+
 
 class FakePorts:
     """Gives ports from the pools, as long as there is `room`."""
@@ -180,6 +190,18 @@ class FakePorts:
         return int(drawn)
 
 
+class FakeProxy:
+    """Answers each question when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[bytes, Asker]] = []
+        self.replies: list[Reply] = []
+
+    def ask(self, message: bytes, asker: Asker, reply: Reply, _: float) -> None:
+        self.asked.append((message, asker))
+        self.replies.append(reply)
+
+
 class Gate:
     """An Admit with fakes all around, and the tun's pump in front of it."""
 
@@ -194,6 +216,16 @@ class Gate:
         self.hold = Hold(hold_s)
         self.judge = FakeJudge(policy(unattributed=judging.get("unattributed", Verdict.BLOCK)))
         self.answers = Answers(as_real(self.tun), as_real(self.network))
+        self.proxy = FakeProxy()
+        self.dns = DnsCapture(
+            tun=as_real(self.tun),
+            nat=self.nat,
+            network=as_real(self.network),
+            answers=self.answers,
+            ask=self.proxy.ask,
+            table=DnsTable("linux", relay=(RELAY4,)),
+            random_below=lambda _: 0,
+        )
         self.admit = Admit(
             nat=self.nat,
             slow=SlowPath(self.nat.outbound, self.counters, outbound=True),
@@ -201,6 +233,7 @@ class Gate:
             sources=(as_real(self.source),),
             judge=as_real(self.judge),
             network=as_real(self.network),
+            dns=self.dns,
             ports=as_real(self.ports),
             answers=self.answers,
             hold=self.hold,

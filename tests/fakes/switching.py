@@ -16,6 +16,7 @@ class FakeSwitching:
         self.by_hand: dict[int, tuple[int, bool]] = {}
         self.enabled = True
         self.wrong: str | None = None  # what is wrong with the configuration
+        self.resolver = "/usr/sbin/dnsmasq"
         self.asked: list[Json] = []
         self.answer: Json = {"verdict": "uplink", "app": None}
 
@@ -23,10 +24,15 @@ class FakeSwitching:
         rules = enumerate(self.paths.items(), 1)
         return [{"rule": number, "path": path, "saved": saved, "matches": []} for number, (path, saved) in rules]
 
-    def add_app(self, path: str) -> bool:
+    def add_app(self, path: str, *, force: bool = False) -> bool:
+        if path == self.resolver and not force:
+            raise ConfigError(f"{path} covers a local resolver")
         new = path not in self.paths
         self.paths.setdefault(path, False)
         return new
+
+    def hints(self) -> list[str]:
+        return ["names are resolved in the tunnel"] if self.resolver in self.paths else []
 
     def remove_app(self, path: str) -> bool:
         return self.paths.pop(path, None) is not None

@@ -282,7 +282,7 @@ def test_what_the_kernel_refuses_is_an_error(diag, monkeypatch):
 
 def test_a_dump_that_was_given_up_does_not_answer_the_next_request(diag):
     with udp("", 5353) as sock:
-        everybody = diag._dump_udp(V4, (5353).to_bytes(2))  # noqa: SLF001 -- what find_all reads to its end
+        everybody = diag._dump(V4, UDP, (5353).to_bytes(2), sockdiag.ALL_STATES)  # noqa: SLF001 -- what find_all reads to its end
         next(everybody)
         assert inode(sock) == diag.find(UDP, flow(sock)).inode
         assert diag.statistics()["stale"] > 0

@@ -1,5 +1,6 @@
 """The contract's shapes, literally."""
 
+from dataclasses import asdict, replace
 from ipaddress import ip_address, ip_interface
 from types import SimpleNamespace
 
@@ -8,13 +9,14 @@ import pytest
 from tests.craft import SYN, ends, tcp
 from tests.fakes.devices import ETH0, FAR4, FAR6, ICMPV6, TUN4, TUN6, UDP, WG0, opened
 from tests.fakes.judges import EXCLUDED, FakeJudge, Gate, as_real
-from tunsplit.config.schema import Config, Dns, Tunnel
+from tunsplit.config.schema import Config, Tunnel
 from tunsplit.engine.attribution import Attribution
 from tunsplit.engine.flow import App
 from tunsplit.engine.policy import Mode, Policy
 from tunsplit.engine.sides import SideFacts, Sides
 from tunsplit.tasks.control import Credentials, Request
-from tunsplit.tasks.report import Report, dns_setting
+from tunsplit.tasks.dnsproxy import Recent
+from tunsplit.tasks.report import Report
 
 UPLINK = SideFacts(
     ETH0,
@@ -42,16 +44,17 @@ def gate():
     made.close()
 
 
-def report(gate, *, policy=None, **config):
+def report(gate, *, policy=None, recent=(), **config):
     judge = FakeJudge(policy) if policy else gate.judge
     return Report(
-        as_real(SimpleNamespace(config=a_config(**config))),
+        as_real(SimpleNamespace(config=a_config(**config), hints=lambda: ["a hint"])),
         as_real(judge),
         gate.nat,
         as_real(gate.network),
         gate.admit,
         as_real(gate.ports),
         as_real(gate.tun),
+        as_real(SimpleNamespace(setting=lambda: "default", routes=list, statistics=dict, recent=lambda: recent)),
         gate.counters,
     )
 
@@ -73,6 +76,7 @@ def test_status_has_the_contract_s_shape(gate):
         },
         "dns": {"platform": "linux", "setting": "default", "routes": []},
         "split": {"enabled": True, "mode": "exclude"},
+        "hints": ["a hint"],
     } == status
     assert all(isinstance(count, int) for count in counters.values())
     assert {"flows", "held_flows", "port_in_use", "uplink_received", "tunnel_received", "tun_write_dropped"} <= set(
@@ -169,18 +173,20 @@ async def test_everybody_sees_his_own(gate, uid, sees):
 def test_the_verbs_are_those_of_the_command_line(gate):
     verbs = report(gate).verbs()
 
-    assert ["status", "flows"] == list(verbs)
+    assert ["status", "flows", "dns"] == list(verbs)
     assert "active" == verbs["status"](asked_by(0))["state"]
 
 
-@pytest.mark.parametrize(
-    ("custom", "setting"),
-    [
-        ((), "default"),
-        (("192.168.1.1",), "private custom"),
-        (("9.9.9.9", "2620:fe::fe"), "public custom"),
-        (("9.9.9.9", "10.0.0.1"), "mixed"),
-    ],
-)
-def test_the_resolver_setting_in_words(custom, setting):
-    assert setting == dns_setting(a_config(dns=Dns(custom=tuple(map(ip_address, custom)))))
+QUESTION = Recent(
+    7, 12.5, App(100, "/usr/bin/dig", 1000), "uplink", "tunnel", "linux · default · excluded app", "8.8.8.8",
+    "10.64.0.1", "example.org.", "A", "NOERROR", 1.25, cached=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("uid", "sees"), [(0, 2), (1000, 1), (1001, 0)])
+def test_questions_are_shown_to_whom_they_are_of(gate, uid, sees):
+    shown = list(report(gate, recent=[QUESTION, replace(QUESTION, app=None)]).dns(asked_by(uid)))
+
+    assert sees == len(shown)
+    expected = {**asdict(QUESTION), "app": {"pid": 100, "exe": "/usr/bin/dig", "user": 1000}}
+    assert [expected][:sees] == shown[:1]

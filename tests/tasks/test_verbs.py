@@ -39,7 +39,7 @@ def ask(switching):
 def test_every_verb_has_its_right_and_every_right_its_verb(switching):
     fits: Switching = switching  # judged by mypy
 
-    assert set(RIGHTS) == {"status", "flows", *Verbs(fits, "t.toml").verbs()}
+    assert set(RIGHTS) == {"status", "flows", "dns", *Verbs(fits, "t.toml").verbs()}
 
 
 def test_who_may_connect_may_what_the_table_says(switching, ask):
@@ -54,7 +54,7 @@ def test_who_may_connect_may_what_the_table_says(switching, ask):
         "explain": {"pid": 5000},
     }
     refused = set()
-    for verb in set(RIGHTS) - {"status", "flows", "exec", "pid list", "pid clear"}:
+    for verb in set(RIGHTS) - {"status", "flows", "dns", "exec", "pid list", "pid clear"}:
         ask(verb, ROOT, **arguments.get(verb, {}))
         try:
             ask(verb, MEMBER, **arguments.get(verb, {}))
@@ -65,7 +65,7 @@ def test_who_may_connect_may_what_the_table_says(switching, ask):
     assert [] == ask("pid list", MEMBER)
     assert {"count": 0} == ask("pid clear", MEMBER)
     own = {verb for verb, right in RIGHTS.items() if right is Right.OWN}
-    assert own == refused | {"flows", "pid list", "pid clear"}
+    assert own == refused | {"flows", "dns", "pid list", "pid clear"}
 
 
 def test_the_list_and_the_file_it_is_kept_in(ask):
@@ -75,8 +75,8 @@ def test_the_list_and_the_file_it_is_kept_in(ask):
 
 
 def test_adding_and_removing_is_idempotent(switching, ask):
-    assert {"changed": True, "warnings": []} == ask("app add", path="/bin/sh")
-    assert {"changed": False, "warnings": []} == ask("app add", path="/bin/sh")
+    assert {"changed": True, "warnings": [], "hints": []} == ask("app add", path="/bin/sh")
+    assert {"changed": False, "warnings": [], "hints": []} == ask("app add", path="/bin/sh")
     assert "/bin/sh" in switching.paths
     assert {"changed": True} == ask("app remove", path="/bin/sh")
     assert {"changed": False} == ask("app remove", path="/bin/sh")
@@ -88,8 +88,18 @@ def test_a_path_that_does_not_exist_is_a_warning_but_a_glob_is_none(ask):
     assert {
         "changed": True,
         "warnings": ["/nowhere/x does not exist, so it matches nothing yet"],
+        "hints": [],
     } == ask("app add", path="/nowhere/x")
-    assert {"changed": True, "warnings": []} == ask("app add", path="/nowhere/**")
+    assert {"changed": True, "warnings": [], "hints": []} == ask("app add", path="/nowhere/**")
+
+
+def test_a_local_resolver_is_refused_but_for_force_and_then_told_of(switching, ask):
+    with pytest.raises(ConfigError, match="covers a local resolver"):
+        ask("app add", path="/usr/sbin/dnsmasq")
+    hints = ["names are resolved in the tunnel"]
+    assert hints == ask("app add", path="/usr/sbin/dnsmasq", force=True)["hints"]
+    with pytest.raises(TunsplitError, match="app add: force: found 1, expected bool"):
+        ask("app add", path="/x", force=1)
 
 
 @pytest.mark.parametrize("path", ["x", "", "/a/../b", "/a\nb"])

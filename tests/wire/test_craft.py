@@ -9,6 +9,7 @@ from tests import craft
 from tests.craft import ACK, FIN, PSH, RST, SYN, address, echo, error, fragments, tcp, udp
 from tests.strategies import untrusted
 from tunsplit.errors import MalformedPacket
+from tunsplit.wire import checksum
 from tunsplit.wire import craft as ours
 from tunsplit.wire.ip import parse_untrusted
 
@@ -141,3 +142,27 @@ def test_an_answer_to_any_bytes_is_none_or_a_whole_packet(packet, mtu):
         ends = craft.Ends(parsed.source, parsed.destination)
         whole = craft.with_checksum(ends, parsed.protocol, bytes(answer[parsed.transport :]))
         assert whole == answer[parsed.transport :]
+
+
+@BOTH
+@pytest.mark.parametrize("payload", [b"", b"x", b"answer" * 10_000])
+def test_a_datagram_of_our_own(there, back, payload):
+    """Up to what fits: the tun takes it whole."""
+    packet = ours.Datagrams(craft.ends(back).key).packet(payload)
+
+    parsed = dpkt.ip.IP(packet) if packet[0] >> 4 == 4 else dpkt.ip6.IP6(packet)
+    source, destination = craft.ends(there).source, craft.ends(there).destination
+    if packet[0] >> 4 == 4:
+        assert 0 == checksum.internet_checksum(packet[:20])
+    assert (destination, source) == (parsed.src, parsed.dst)
+    assert udp(back, payload)[-len(payload) - 8 :] == bytes(parsed.data)
+    assert (80, 5000, payload) == (parsed.data.sport, parsed.data.dport, parsed.data.data)
+
+
+def test_a_datagrams_checksum_is_never_none():
+    """RFC 768: a computed 0 goes out as 0xFFFF."""
+    flow = ours.Datagrams(craft.ends(V4).key)
+    sums = {flow.packet(number.to_bytes(2, "big"))[26:28] for number in range(0x10000)}
+
+    assert b"\xff\xff" in sums
+    assert bytes(2) not in sums

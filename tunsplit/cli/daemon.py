@@ -81,10 +81,14 @@ def undo() -> None:
     """
     from tunsplit.kernel.hostconfig import undo as undo_host
     from tunsplit.kernel.instance import Instance
+    from tunsplit.kernel.resolvconf import PATH, give_back
 
     if Instance.is_running():
         raise TunsplitError("a daemon is at work in this network namespace: stop it, and it undoes its changes itself")
-    for line in undo_host() or ["nothing to undo"]:
+    undone = undo_host()
+    if give_back():
+        undone.append(str(PATH))
+    for line in undone or ["nothing to undo"]:
         click.echo(line)
 
 

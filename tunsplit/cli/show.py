@@ -1,8 +1,8 @@
-"""What a daemon is asked: status, flows, explain."""
+"""What a daemon is asked: status, flows, dns, explain."""
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def status(config_file: str | None, socket_path: str | None, as_json: bool) -> N
 
 def status_lines(answer: dict[str, Any]) -> list[str]:
     """Return a short summary of what `status --json` says in full."""
-    tunnel, uplink, split = answer["tunnel"], answer["uplink"], answer["split"]
+    tunnel, uplink, dns, split = answer["tunnel"], answer["uplink"], answer["dns"], answer["split"]
     meaning = {
         "active": "apps are judged",
         "blocked": "tunsplit cannot judge, so nothing leaves",
@@ -50,9 +50,16 @@ def status_lines(answer: dict[str, Any]) -> list[str]:
         f"tunnel   {tunnel['interface']} {'up' if tunnel['up'] else 'down'} {joined(tunnel['addresses'])}".rstrip(),
         f"uplink   {joined(interfaces) or 'none'} {joined(uplink['addresses'])}".rstrip()
         + (f" via {joined(gateways)}" if gateways else ""),
+        f"dns      {dns['platform']}, {dns['setting']}: {'; '.join(map(route_words, dns['routes']))}",
     ]
     counters = {name: value for name, value in answer["counters"].items() if value}
+    lines += [f"note     {hint}" for hint in answer["hints"]]
     return [*lines, f"counters {joined(f'{name}={value}' for name, value in counters.items()) or 'all zero'}"]
+
+
+def route_words(choice: dict[str, Any]) -> str:
+    """Return where a class of apps has its questions answered."""
+    return joined([choice["app"], "apps", choice["route"], *(one["address"] for one in choice["servers"])])
 
 
 def joined(words: Iterable[object]) -> str:
@@ -72,19 +79,47 @@ def flows(config_file: str | None, socket_path: str | None, as_json: bool, watch
 
     Example: sudo tunsplit flows --watch
     """
+    watched("flows", flows_table, config_file, socket_path, as_json=as_json, watch=watch)
+
+
+@main.command()
+@config_option
+@socket_option
+@json_option
+@click.option("--watch", is_flag=True, help="Repeat once a second until Ctrl-C; with --json, one list a line.")
+def dns(config_file: str | None, socket_path: str | None, as_json: bool, watch: bool) -> None:
+    """Show the latest questions: who asked, on which route, of which resolver, by which row of the table.
+
+    Root sees all questions, members of the control group their own.
+
+    Example: sudo tunsplit dns --watch
+    """
+    watched("dns", dns_table, config_file, socket_path, as_json=as_json, watch=watch)
+
+
+def watched(
+    verb: str,
+    table_of: "Callable[[list[dict[str, Any]]], Table]",
+    config_file: str | None,
+    socket_path: str | None,
+    *,
+    as_json: bool,
+    watch: bool,
+) -> None:
+    """Print what the daemon answers to a verb, once or again and again."""
 
     def pictures() -> Iterator[list[dict[str, Any]]]:
-        yield ask(config_file, socket_path, "flows")
+        yield ask(config_file, socket_path, verb)
         while watch:
             time.sleep(WATCH_S)
-            yield ask(config_file, socket_path, "flows")
+            yield ask(config_file, socket_path, verb)
 
     with suppress(KeyboardInterrupt):  # the way to end --watch
         if as_json:
             for answer in pictures():
                 print_json(answer)
         else:
-            show_tables(map(flows_table, pictures()), live=watch)
+            show_tables(map(table_of, pictures()), live=watch)
 
 
 def show_tables(tables: "Iterator[Table]", *, live: bool) -> None:
@@ -127,6 +162,34 @@ def flows_table(answer: list[dict[str, Any]]) -> "Table":
             size_of(flow["bytes_in"]),
         )
         # Names of programs may hold anything: as Text, they are no markup, and printable() takes the escapes.
+        table.add_row(*(Text(printable(word)) for word in words))
+    return table
+
+
+def dns_table(answer: list[dict[str, Any]]) -> "Table":
+    """Return questions as a table, the latest first: at the top of a screen that is too small for all."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from tunsplit.config.values import printable
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("app", "name", "type", "answer", "route", "resolver", "row"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("ms", justify="right", no_wrap=True)
+    for question in reversed(answer):
+        app = question["app"] or {}
+        words = (
+            app.get("exe") or "unknown",
+            question["name"],
+            question["type"],
+            question["rcode"],
+            question["route"],
+            "cache" if question["cached"] else question["upstream"] or "",
+            question["row"],
+            f"{question['ms']:.1f}",
+        )
+        # Names may hold anything, those of programs and those that are asked for alike.
         table.add_row(*(Text(printable(word)) for word in words))
     return table
 

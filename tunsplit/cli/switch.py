@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import click
 
 from tunsplit.cli.base import absolute, ask, config_option, json_option, main, print_json, socket_option
+from tunsplit.errors import ConfigError
 
 NOT_WRITTEN = ("rule", "saved", "matches")  # of an entry: what is not written in the configuration
 
@@ -49,10 +50,11 @@ def app_list(config_file: str | None, socket_path: str | None, as_json: bool) ->
 
 @app.command("add")
 @click.argument("path")
+@click.option("--force", is_flag=True, help="Also a local resolver, which asks in the name of included apps as well.")
 @save_option
 @config_option
 @socket_option
-def app_add(path: str, save: bool, config_file: str | None, socket_path: str | None) -> None:
+def app_add(path: str, force: bool, save: bool, config_file: str | None, socket_path: str | None) -> None:
     """Put an executable, or a glob over executables, on the list.
 
     A relative path starts here; symlinks are kept as they are written, and followed by the daemon. Quote globs.
@@ -62,11 +64,24 @@ def app_add(path: str, save: bool, config_file: str | None, socket_path: str | N
     from tunsplit.config.saving import with_app
 
     path = absolute(path)
+    texts: list[str] = []
+
+    def edit(text: str, file: str) -> str:
+        texts[:] = text, with_app(text, path, file, force=force)
+        return texts[1]
+
     if save:
-        save_list(config_file, socket_path, lambda text, file: with_app(text, path, file))
-    answer = ask(config_file, socket_path, "app add", path=path)
+        save_list(config_file, socket_path, edit)
+    try:
+        answer = ask(config_file, socket_path, "app add", path=path, force=force)
+    except ConfigError:  # refused, so it may not stay in the file either
+        if save:
+            save_list(config_file, socket_path, lambda text, _: texts[0] if text == texts[1] else text)
+        raise
     for warning in answer["warnings"]:
         click.echo(f"tunsplit: warning: {warning}", err=True)
+    for hint in answer["hints"]:
+        click.echo(f"tunsplit: note: {hint}", err=True)
     click.echo(f"{path} is on the list" + ("" if answer["changed"] else " already"))
 
 

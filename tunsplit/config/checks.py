@@ -7,6 +7,7 @@ from tunsplit.config.schema import MATCHERS, Config
 from tunsplit.config.values import shown
 from tunsplit.names import MARK_STEER, MARK_TUNNEL, MARK_UPLINK
 
+DNS_PORT = 53  # resolv.conf(5) names no other
 OWN_MARKS = (MARK_UPLINK, MARK_TUNNEL, MARK_STEER)
 
 
@@ -15,6 +16,11 @@ def contradictions(config: Config, tunnel: Mapping[str, object]) -> Iterator[str
     yield from _transport(config, tunnel)
     yield from _interfaces(config)
     yield from _tun_addresses(config)
+    if config.dns.take_over and all(one.port != DNS_PORT for one in config.dns.listen):
+        yield (
+            "[dns] take_over: found true without a resolver of ours to name, expected listen with an address on port "
+            f'{DNS_PORT}, such as "127.0.0.54:53"'
+        )
     for number, app in enumerate(config.apps, 1):
         if all(getattr(app, matcher) is None for matcher in MATCHERS):
             *others, last = MATCHERS

@@ -7,11 +7,11 @@ from tunsplit.config.schema import SECTIONS, Config
 # Keys whose features are there.
 WORKING = {
     "tun": {"name", "address", "mtu"},
-    "tunnel": {"interface", "fwmark", "endpoint", "transport_user"},
+    "tunnel": {"interface", "fwmark", "endpoint", "dns", "transport_user"},
     "uplink": {"interface"},
     "split": {"enabled", "mode", "unattributed", "ambiguous", "hold", "protocols"},
-    "app": {"path", "name", "cmdline", "user", "cgroup", "inherit"},
-    "dns": set[str](),
+    "app": {"path", "name", "cmdline", "user", "cgroup", "inherit", "force"},
+    "dns": {"platform", "custom", "system", "intercept", "listen", "take_over", "filter_aaaa", "fallback"},
     "lan": {"allow", "routes", "discovery"},
     "firewall": {"enabled"},
     "control": {"socket", "group"},
@@ -21,12 +21,10 @@ WORKING = {
 ALREADY_SO = {("split", "forwarded"): "block"}
 # What follows where that is not plain, above all for who would rely on it.
 MEANWHILE = {
-    "tunnel dns": "questions are split like any other flow",
     "tunnel client": "its processes are judged like any other",
     "firewall on_stop": 'SIGTERM opens the way, as with "open"',
     "split forwarded": "forwarded packets are refused",
     "split kernel": "the kernel's own sockets are unattributed",
-    "dns": "questions are split like any other flow",
 }
 
 

@@ -1,12 +1,12 @@
 """The list, written back into the configuration's text: some lines of an [[app]] more or less, all else byte for byte.
 
-Theory of operation. Entries that say nothing but `path` are what `tunsplit app` means: these are added and cleared. An
-entry with more keys says something that a path alone does not: it stays, unless its very path is removed. Comments stay
-in any case. The text is edited by lines, which need not understand all of TOML: what comes out is read by `parse`, and
-unless it is the configuration that was there with just this change, it is thrown away and the user is asked to edit by
-hand. (A TOML library that keeps the style does less: tomlkit 0.15 takes the comments behind a removed table away with
-it, joins `path = "/a"` without line break and the next `[[app]]` to one line, and moves tables that other sections
-stand between.)
+Theory of operation. Entries that say nothing but `path` (and `force`) are what `tunsplit app` means: these are added
+and cleared. An entry with more keys says something that a path alone does not: it stays, unless its very path is
+removed. Comments stay in any case. The text is edited by lines, which need not understand all of TOML: what comes out
+is read by `parse`, and unless it is the configuration that was there with just this change, it is thrown away and the
+user is asked to edit by hand. (A TOML library that keeps the style does less: tomlkit 0.15 takes the comments behind a
+removed table away with it, joins `path = "/a"` without line break and the next `[[app]]` to one line, and moves tables
+that other sections stand between.)
 """
 
 import re
@@ -38,13 +38,15 @@ def checked_path(path: str) -> str:
     return path
 
 
-def with_app(text: str, path: str, file: str) -> str:
+def with_app(text: str, path: str, file: str, *, force: bool = False) -> str:
     """Return the configuration with an [[app]] for this path alone; the same text if it has one.
+
+    `force`: one that covers local resolvers too.
 
     Raises:
         ConfigError: the configuration is wrong as it is, or written so that this must be done by hand.
     """
-    before, wanted = parse(text, file), App(path=checked_path(path))
+    before, wanted = parse(text, file), App(path=checked_path(path), force=force)
     if wanted in before.apps:
         return text
     lines, blocks = _blocks(text)
@@ -56,6 +58,8 @@ def with_app(text: str, path: str, file: str) -> str:
     else:
         at = len(lines) if lines[-1] else len(lines) - 1  # what follows the last line break is no line
     entry = ["[[app]]" + end, f"path = {_quoted(path)}" + end]
+    if force:
+        entry.append("force = true" + end)
     if at > 0 and lines[at - 1].strip():
         entry.insert(0, end)
     if at == len(lines):  # the last line had no line break
@@ -80,7 +84,7 @@ def without_apps(text: str, file: str) -> str:
     Raises:
         ConfigError: the configuration is wrong as it is, or written so that this must be done by hand.
     """
-    return _without(text, file, lambda app: app == App(path=app.path))
+    return _without(text, file, lambda app: app == App(path=app.path, force=app.force))
 
 
 def _without(text: str, file: str, goes: Callable[[App], bool]) -> str:

@@ -82,6 +82,7 @@ class App(Section, frozen=True):
     user: Annotated[str | int | None, v.user()] = None
     cgroup: Annotated[str | None, v.text('a control group or glob, such as "/user.slice/**/app-steam-*.scope"')] = None
     inherit: Annotated[bool, v.flag()] = True
+    force: Annotated[bool, v.flag()] = False
 
 
 MATCHERS = ("path", "name", "cmdline", "user", "cgroup")
@@ -97,6 +98,8 @@ class Dns(Section, frozen=True):
     ] = ()  # (): what was there
     intercept: Annotated[str, v.choice("all", "listed")] = "all"
     listen: Annotated[tuple[Listener, ...], v.each(a.loopback_listener(), "loopback addresses with ports")] = ()
+    # resolv.conf names our own resolver while it runs; `listen` has to have one on port 53.
+    take_over: Annotated[bool, v.flag()] = False
     filter_aaaa: Annotated[bool, v.flag()] = True
     fallback: Annotated[bool, v.flag()] = False
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from tunsplit.engine.attribution import Owner
+from tunsplit.engine.attribution import Attribution, Owner
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 
@@ -55,6 +55,8 @@ TCP_TRANSITORY_S = 240.0  # RFC 5382 REQ-5: not less than 4 minutes
 LINGER_S = 10.0  # for the last packets of what has closed; the port rests after that
 UDP_PAUSE_S = 0.010  # after which all sockets that may send a flow are asked for, not only the likeliest
 UDP_S = 300.0  # RFC 4787 REQ-5: 5 minutes recommended
+DNS_S = 30.0  # RFC 4787 REQ-5 a: less for a well-known port; most questions come from a port of their own
+DNS_PORT = (53).to_bytes(2, "big")
 ECHO_S = 60.0  # RFC 5508 REQ-1: not less than 60 seconds
 OTHER_S = 600.0
 
@@ -65,6 +67,14 @@ class App(NamedTuple):
     pid: int
     exe: str
     uid: int
+
+    @classmethod
+    def of(cls, attribution: Attribution) -> "App | None":
+        """What users are shown of the owner."""
+        if attribution.owner is None:
+            return None
+        process = attribution.owner.process
+        return cls(process.pid, process.executable.path if process.executable else "", process.uid)
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +127,8 @@ class Flow:
     `key` is the four-tuple of the original direction as the app sends it, `outside` the same as it
     leaves the side. `translated` is False for what carries its side's own address already: a server's
     answers, and connections older than tunsplit; their inbound half is the kernel's. `owner` and `sockets` (inodes)
-    are what it was judged by, for when that changes. `due` is the second
+    are what it was judged by, for when that changes, and `verdict` is what came of it: its side, unless the DNS
+    table sends it elsewhere. `pooled`: its outside port is NAT's. `due` is the second
     in which the table looks whether the flow has been idle for too long.
     """
 
@@ -134,11 +145,17 @@ class Flow:
     sockets: tuple[int, ...] = ()
     state: FlowState = FlowState.HELD
     translated: bool = True
+    pooled: bool = False
+    verdict: str = ""
     closed_ways: int = 0
     due: int = 0
     mapping: Mapping | None = None
     original: Rewrite = field(init=False, repr=False)
     reply: Rewrite = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """A flow leaves by the side that it was judged for, unless somebody says otherwise."""
+        self.verdict = self.verdict or self.side
 
     def move(self, event: FlowEvent) -> None:
         """Pass to the next state. A pair that is not in the table is our own bug: KeyError."""
@@ -163,5 +180,5 @@ class Flow:
             established = not self.translated or (self.reply.packets and self.original.packets > 1)
             return TCP_ESTABLISHED_S if established else TCP_TRANSITORY_S
         if self.protocol == UDP:
-            return UDP_S
+            return DNS_S if self.key[-2:] == DNS_PORT else UDP_S
         return ECHO_S if self.protocol in (ICMP, ICMPV6) else OTHER_S

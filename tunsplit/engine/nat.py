@@ -138,13 +138,15 @@ class Nat:
         reason: str = "",
         attribution: str = "",
         cookie: bytes | None = None,
+        outside: bytes = b"",
     ) -> Flow:
         """Open a flow: from here on `translate` finds it.
 
         `port` is the outside port or echo identifier, drawn from the protocol's pool or `mapped_port`; None
-        for protocols without. The caller has asked `is_free` and `has_room`.
+        for protocols without. The caller has asked `is_free` and `has_room`. Or `outside` is the whole four-tuple,
+        of which no part is the pools': for a device that leads to nobody but ourselves.
         """
-        outside = _outside(key, way.source, port)
+        outside = outside or _outside(key, way.source, port)
         flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, cookie)
         reply_key = reversed_key(outside)
         inbound = self.inbound(way.device)
@@ -154,6 +156,7 @@ class Nat:
         self._enter(flow, now)
         inbound.add(protocol, reply_key, flow.reply)
         if port is not None:
+            flow.pooled = True
             self._use(flow, port, way)
         return flow
 
@@ -265,7 +268,7 @@ class Nat:
         self._port_uses[PORT_POOLS[flow.protocol]][port] += 1
 
     def _release(self, flow: Flow, now: float) -> None:
-        if flow.protocol not in PORT_POOLS:
+        if not flow.pooled:
             return
         if (mapping := flow.mapping) is not None:
             mapping.uses -= 1
@@ -294,7 +297,11 @@ def _rewrites(flow: Flow, way: Way, now: float) -> tuple[Rewrite, Rewrite]:
     key, outside = flow.key, flow.outside
     version4 = len(key) == 12
     header = 20 if version4 else 40
-    addresses = _delta(source_of(key), source_of(outside)) or _delta(destination_of(key), destination_of(outside))
+    source, destination = (
+        _delta(source_of(key), source_of(outside)),
+        _delta(destination_of(key), destination_of(outside)),
+    )
+    addresses = (source + destination) % 0xFFFF if source and destination else source or destination
     ports = checksum_delta(key[-4:], outside[-4:])
     check_at = header + CHECKSUM_AT.get(flow.protocol, 0)
     shortest = header + _SHORTEST.get(flow.protocol, 0)

@@ -15,6 +15,7 @@ class Rule:
     label: str
     matchers: tuple[Matcher, ...]
     inherit: bool = True
+    force: bool = False  # a local resolver that it covers is excluded like any other app
 
     def claims(self, process: Process) -> bool:
         """Whether all matchers agree on this process. An entry without any claims nobody."""

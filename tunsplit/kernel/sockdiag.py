@@ -83,6 +83,14 @@ class Socket(NamedTuple):
     interface: int  # index of the device that it is bound to, or 0
 
 
+class Bound(NamedTuple):
+    """A socket that takes what comes to a local port: TCP's listen, UDP's are not connected."""
+
+    protocol: int
+    address: bytes  # packed, all zero: every address; that of an IPv4 one of a dual-stack socket is an IPv4 address
+    socket: Socket
+
+
 class SockDiag:
     """Exact look-ups in the network namespace that it was made in. For one thread.
 
@@ -147,13 +155,28 @@ class SockDiag:
         """
         port = four_tuple[-4:-2]
         if len(four_tuple) != 12:
-            return [sender for local, _, sender in self._dump_udp(socket.AF_INET6, port) if local[:12] != MAPPED]
+            return [sender for local, _, sender in self._senders(socket.AF_INET6, port) if local[:12] != MAPPED]
         dual_stack = [
             sender
-            for local, is_v6_only, sender in self._dump_udp(socket.AF_INET6, port)
+            for local, is_v6_only, sender in self._senders(socket.AF_INET6, port)
             if not is_v6_only and (local == ANY or local[:12] == MAPPED)
         ]
-        return [sender for _, _, sender in self._dump_udp(socket.AF_INET, port)] + dual_stack
+        return [sender for _, _, sender in self._senders(socket.AF_INET, port)] + dual_stack
+
+    def find_bound(self, port: int) -> list[Bound]:
+        """Every socket that takes what comes to this local port, on whichever address and device.
+
+        Walks the kernel's tables of UDP sockets and of listeners.
+
+        Raises:
+            KernelError: sock_diag cannot answer.
+        """
+        return [
+            Bound(protocol, _unmapped(local[:size]), one)
+            for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16))
+            for protocol, state in ((socket.IPPROTO_UDP, CLOSE), (socket.IPPROTO_TCP, LISTEN))
+            for local, _, one in self._dump(family, protocol, port.to_bytes(2, "big"), 1 << state)
+        ]
 
     def destroy(self, protocol: int, four_tuple: bytes, cookie: bytes | None = None) -> bool:
         """End the socket that sends this flow, but none other; a listener never. Whether there was one.
@@ -244,9 +267,15 @@ class SockDiag:
         cgroup = self._attribute(INET_DIAG_CGROUP_ID, 0, length)
         return Socket(inode, uid, cookie, state, cgroup and unpack_u64(self._answer, cgroup)[0], interface)
 
-    def _dump_udp(self, family: int, port: bytes) -> Iterator[tuple[bytes, bool, Socket]]:
+    def _senders(self, family: int, port: bytes) -> Iterator[tuple[bytes, bool, Socket]]:
+        """The UDP sockets on this port, but for those bound to another device."""
+        for found in self._dump(family, socket.IPPROTO_UDP, port, ALL_STATES):
+            if found[2].interface in (0, self.interface):
+                yield found
+
+    def _dump(self, family: int, protocol: int, port: bytes, states: int) -> Iterator[tuple[bytes, bool, Socket]]:
         """Local address, whether it is for IPv6 alone, and the socket itself, of each on this port."""
-        self._ask(NLM_F_REQUEST | NLM_F_DUMP, family, socket.IPPROTO_UDP, port, NO_PORT, b"", b"")
+        self._ask(NLM_F_REQUEST | NLM_F_DUMP, family, protocol, port, NO_PORT, b"", b"", states=states)
         answer = self._answer
         while True:
             size, at = self._receive(), 0
@@ -259,9 +288,8 @@ class SockDiag:
                 _, _, _, _, state, local, interface, cookie, uid, inode = unpack_answer(answer, at)
                 cgroup = self._attribute(INET_DIAG_CGROUP_ID, at, length)
                 only = self._attribute(INET_DIAG_SKV6ONLY, at, length)
-                if interface in (0, self.interface):
-                    cgroup_id = cgroup and unpack_u64(answer, cgroup)[0]
-                    yield local, bool(only and answer[only]), Socket(inode, uid, cookie, state, cgroup_id, interface)
+                cgroup_id = cgroup and unpack_u64(answer, cgroup)[0]
+                yield local, bool(only and answer[only]), Socket(inode, uid, cookie, state, cgroup_id, interface)
                 at += length + 3 & ~3
 
     def _ask(
@@ -275,11 +303,12 @@ class SockDiag:
         destination: bytes,
         kind: int = SOCK_DIAG_BY_FAMILY,
         cookie: bytes = NO_COOKIE,
+        states: int = ALL_STATES,
     ) -> None:
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         request = pack_request(
             REQUEST_SIZE, kind, flags, self._sequence, 0,
-            family, protocol, 0, ALL_STATES, sport, dport, source, destination, self.interface, cookie,
+            family, protocol, 0, states, sport, dport, source, destination, self.interface, cookie,
         )  # fmt: skip
         try:
             self._socket.send(request)
@@ -310,3 +339,7 @@ class SockDiag:
     def _failure(self, code: int | None, remedy: str = "") -> KernelError:
         self._failed += 1
         return KernelError(f"sock_diag: {os.strerror(code or 0)}" + (f" ({remedy})" if remedy else ""))
+
+
+def _unmapped(address: bytes) -> bytes:
+    return address[12:] if len(address) == 16 and address[:12] == MAPPED else address

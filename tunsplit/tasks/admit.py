@@ -13,14 +13,13 @@ connections older than tunsplit. They pass if the app belongs on that side.
 """
 
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import trio
 
 from tunsplit.engine.attribution import Attribution, Source, search_all
-from tunsplit.engine.direction import ACK, RST, SYN, destination_of, source_of
+from tunsplit.engine.direction import ACK, RST, SYN, source_of
 from tunsplit.engine.flow import UDP_PAUSE_S, App, Flow, FlowEvent, Rewrite
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import PORT_POOLS, Nat, Way
@@ -28,9 +27,11 @@ from tunsplit.engine.policy import Judgement, Verdict
 from tunsplit.engine.slowpath import SlowPath, Unknown
 from tunsplit.errors import KernelError
 from tunsplit.tasks.answers import Answers
+from tunsplit.tasks.dnscapture import DnsCapture
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
+from tunsplit.tasks.refusals import REFUSED_S, Key, Refusal, Refusals
 from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.wire import craft, icmp
@@ -38,25 +39,8 @@ from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 WORKERS = 4
 QUIET_S = 1.0  # between two lines about failures of judgement
-REFUSED_S = 2.0  # for how long a refusal is repeated without a new judgement
-MOST_REFUSED = 4096
 
 logger = logging.getLogger(__name__)
-
-Key = tuple[int, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A flow that was refused, and why."""
-
-    protocol: int
-    key: bytes
-    since: float
-    reason: str
-    attribution: str
-    app: App | None
-    cookie: bytes | None  # of its socket, where that is known
 
 
 class Admit:
@@ -71,6 +55,7 @@ class Admit:
         sources: tuple[Source, ...],
         judge: Judge,
         network: Network,
+        dns: DnsCapture,
         ports: PortChoice,
         answers: Answers,
         hold: Hold,
@@ -83,6 +68,7 @@ class Admit:
         self._sources = sources
         self._judge = judge
         self._network = network
+        self._dns = dns
         self._ports = ports
         self._answers = answers
         self._hold = hold
@@ -92,7 +78,7 @@ class Admit:
         self._queued = trio.Event()
         self._holding = trio.Event()
         self._quiet_until = 0.0
-        self.refused: OrderedDict[Key, Refusal] = OrderedDict()
+        self.refused = Refusals()
         self.counters: Counter[str] = Counter()
 
     # From the tun
@@ -255,7 +241,7 @@ class Admit:
             if self._nat.outbound.find(first.protocol, first.key) is not None:
                 self._pass_all(packets, now)
                 return
-            way = self._network.way(side, first.headers.version, destination_of(first.key))
+            way = self._dns.way(first, side)
             hindrance = f"the {side} has no way there" if way is None else ""
             if way is not None and not self._open(first, way, judgement, attribution, now):
                 hindrance = "no room"
@@ -268,9 +254,9 @@ class Admit:
 
     def _goes_on(self, flow: Flow, protocol: int, side: str, attribution: Attribution, judgement: Judgement) -> bool:
         """Whether an open flow may go on with another socket or holder: datagrams may, on the same side."""
-        if protocol == TCP or flow.side != side:
+        if protocol == TCP or flow.verdict != side:
             return False
-        flow.app, flow.owner, flow.sockets = app_of(attribution), attribution.owner, attribution.sockets
+        flow.app, flow.owner, flow.sockets = App.of(attribution), attribution.owner, attribution.sockets
         flow.reason, flow.attribution, flow.cookie = judgement.reason, attribution.certainty.value, attribution.cookie
         return True
 
@@ -281,10 +267,15 @@ class Admit:
 
     def _open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> bool:
         protocol, key = first.protocol, first.key
-        app = app_of(attribution)
+        app = App.of(attribution)
         opens = protocol != TCP or first.packet[first.headers.transport + 13] & (SYN | ACK) == SYN
         if not self._nat.has_room(now):
             return False
+        if self._dns.is_captured(way):
+            flow = self._dns.open(first, way, judgement, attribution, now)
+            if flow is not None:
+                flow.owner, flow.sockets, flow.cookie = attribution.owner, attribution.sockets, attribution.cookie
+            return flow is not None
         if not opens:
             if source_of(key) != way.source and not self._network.is_address_of(way.device, source_of(key)):
                 return False  # of another side, or of a NAT that has been forgotten
@@ -312,28 +303,14 @@ class Admit:
             app=app, reason=judgement.reason, attribution=attribution.certainty.value, cookie=attribution.cookie,
         )  # fmt: skip
         flow.owner, flow.sockets = attribution.owner, attribution.sockets
+        flow.verdict = judgement.verdict.value  # the DNS table may send it by the other side
         self.refused.pop((protocol, key), None)
         return True
-
-    def remember_refused(self, flow: Flow, judgement: Judgement, now: float) -> None:
-        """A flow was ended: its late packets are refused, and open nothing."""
-        key = (flow.protocol, flow.key)
-        self._remember(key, Refusal(*key, now, judgement.reason, flow.attribution, flow.app, flow.cookie))
-
-    def forget_refusals(self) -> None:
-        """What was refused may be allowed now."""
-        self.refused.clear()
 
     def hold_for(self, longest_s: float) -> None:
         """Hold first packets for so long from now on."""
         self._hold.longest_s = longest_s
         self._holding.set()
-
-    def _remember(self, key: Key, refusal: Refusal) -> None:
-        self.refused[key] = refusal
-        self.refused.move_to_end(key)
-        if len(self.refused) > MOST_REFUSED:
-            self.refused.popitem(last=False)
 
     def refuse(
         self, packets: Iterable[Unknown], judgement: Judgement, attribution: Attribution | None, now: float
@@ -342,15 +319,7 @@ class Admit:
         self.counters["refused"] += 1
         for packet in packets:
             key = (packet.protocol, packet.key)
-            refusal = Refusal(
-                *key,
-                now,
-                judgement.reason,
-                attribution.certainty.value if attribution else "",
-                app_of(attribution) if attribution else None,
-                attribution.cookie if attribution else None,
-            )
-            self._remember(key, refusal)
+            self.refused.remember(Refusal.of(key, now, judgement.reason, attribution))
             self._answer(packet, now)
 
     def _failed(self, packets: list[Unknown], error: Exception, now: float) -> None:
@@ -390,11 +359,3 @@ class Admit:
         """Tell the app that this packet goes nowhere."""
         self._slow.refuse_fragments(unknown, now)
         self._answers.refuse(unknown)
-
-
-def app_of(attribution: Attribution) -> App | None:
-    """What users are shown of the owner."""
-    if attribution.owner is None:
-        return None
-    process = attribution.owner.process
-    return App(process.pid, process.executable.path if process.executable else "", process.uid)

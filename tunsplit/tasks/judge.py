@@ -60,6 +60,7 @@ class Judge:
         self.failure: str | None = None
         self.on_change: Callable[[set[tuple[int, int]]], None] = lambda _: None
         self.on_exec: Callable[[Process], None] = lambda _: None
+        self.is_resolver: Callable[[Process], bool] = lambda _: False
         self.counters: Counter[str] = Counter()
         self._events = ProcessEvents()
         self._processes = processes
@@ -99,7 +100,7 @@ class Judge:
 
     def judge(self, owner: Owner | None) -> Judgement:
         """The verdict over a flow of this owner; None: nobody was found. Call `prepare` before."""
-        return self.policy.judge(owner, self.reasons)
+        return self.policy.judge(owner, self.reasons, self.is_resolver)
 
     def reasons(self, process: Process) -> Reasons | None:
         """Why this process is on its side; None: nobody can tell."""

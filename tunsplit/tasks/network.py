@@ -20,7 +20,7 @@ from tunsplit.engine.nat import Nat, Way
 from tunsplit.engine.sides import SideFacts, Sides, choose_tun_addresses, find_sides
 from tunsplit.engine.steering import SteeringSettings, plan
 from tunsplit.errors import KernelError, TunsplitError
-from tunsplit.host import HostPlan, IPAddress, IPInterface, Link, Snapshot, TunFacts
+from tunsplit.host import FAMILIES, HostPlan, IPAddress, IPInterface, Link, Snapshot, TunFacts
 from tunsplit.kernel.hostconfig import HostConfig
 from tunsplit.kernel.packet import PacketSocket
 from tunsplit.kernel.rtnetlink import Change, Event, Rtnetlink, RtnetlinkEvents
@@ -75,6 +75,7 @@ class Network:
         self.snapshot = Snapshot()
         self.failure: str | None = None
         self.on_change: Callable[[], None] = lambda: None
+        self.on_gateway: Callable[[], None] = lambda: None
         self.on_device: Callable[[SideDevice], None] = lambda _: None
         self.on_close: Callable[[SideDevice], None] = lambda _: None
         self.too_big: Callable[..., None] = lambda *_: None
@@ -110,12 +111,21 @@ class Network:
         """What is known of a side's device for this IP version, if it is up for it."""
         return self.sides.tunnel_of(version) if side == "tunnel" else self.sides.uplink(version)
 
+    @property
+    def tunnel_up(self) -> bool:
+        """Whether the tunnel can be used, with any IP version."""
+        return any(self.sides.tunnel_of(version) for version in FAMILIES)
+
     def is_address_of(self, device: Hashable, address: bytes) -> bool:
         """Whether the address is one of this device's own."""
         wanted = ip_address(address)
         return isinstance(device, SideDevice) and any(
             one.interface.ip == wanted for one in self.snapshot.addresses_of(device.link)
         )
+
+    def mac_of(self, index: int, address: IPAddress) -> bytes | None:
+        """The Ethernet address of a neighbour on one of the sides' devices, as far as the kernel knows it."""
+        return next((one.mac_of(address) for (_, own), one in self._devices.items() if own == index), None)
 
     def own_router(self, version: int) -> bytes | None:
         """Who signs our ICMP errors: the address after the tun's own, where a point-to-point peer would be.
@@ -125,6 +135,13 @@ class Network:
         for interface in self._tun_addresses:
             if interface.version == version:
                 return (interface.ip + 1).packed
+        return None
+
+    def own_address(self, version: int) -> bytes | None:
+        """The tun's own address of this IP version; None where it has none."""
+        for interface in self._tun_addresses:
+            if interface.version == version:
+                return interface.ip.packed
         return None
 
     # Changes
@@ -247,6 +264,8 @@ class Network:
         """End the flows that lost their way; renew the next hop of the others."""
         now = trio.current_time()
         for flow in self._nat:
+            if not isinstance(flow.original.device, SideDevice):
+                continue  # it comes to us, wherever the sides are
             try:
                 way = self.way(flow.side, 4 if len(flow.key) == 12 else 6, destination_of(flow.key))
             except KernelError as error:
@@ -307,11 +326,16 @@ class Network:
                 for (_, index), device in self._devices.items():
                     if index == event.neighbour.index:
                         device.neighbour_changed(event.neighbour)
+                if event.neighbour.address in self._gateways():
+                    self.on_gateway()
             else:
                 changed = True
         if any(event.change is Change.OVERRUN for event in events):
             self._reread_neighbours()
         return changed
+
+    def _gateways(self) -> set[IPAddress | None]:
+        return {facts.gateway(version) for facts in self.sides.uplinks for version in FAMILIES}
 
     def _reread_neighbours(self) -> None:
         try:

@@ -2,21 +2,23 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from ipaddress import ip_address
 
 import trio
 
-from tunsplit.config import Config
 from tunsplit.engine.direction import destination_of, source_of
 from tunsplit.engine.flow import App, Flow
 from tunsplit.engine.nat import Nat
 from tunsplit.host import FAMILIES
 from tunsplit.kernel.tun import Tun
-from tunsplit.tasks.admit import Admit, Refusal
+from tunsplit.tasks.admit import Admit
 from tunsplit.tasks.control import Request
+from tunsplit.tasks.dns import Dns
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
+from tunsplit.tasks.refusals import Refusal
 from tunsplit.tasks.switch import Switch
 from tunsplit.wire.ip import protocol_name
 
@@ -35,6 +37,7 @@ class Report:
         admit: Admit,
         ports: PortChoice,
         tun: Tun,
+        dns: Dns,
         counters: Counter[str],
     ) -> None:
         self._switch = switch
@@ -44,11 +47,12 @@ class Report:
         self._admit = admit
         self._ports = ports
         self._tun = tun
+        self._dns = dns
         self._counters = counters
 
     def verbs(self) -> Mapping[str, Callable[[Request], object]]:
         """What can be asked, by verb."""
-        return {"status": lambda _: self.status(), "flows": self.flows}
+        return {"status": lambda _: self.status(), "flows": self.flows, "dns": self.dns}
 
     def status(self) -> Json:
         """The daemon as a whole."""
@@ -63,7 +67,7 @@ class Report:
             "failure": failure,
             "tunnel": {
                 "interface": config.tunnel.interface,
-                "up": any(sides.tunnel_of(family) for family in FAMILIES),
+                "up": network.tunnel_up,
                 "addresses": [str(one) for one in sides.tunnel.addresses] if sides.tunnel else [],
                 "mtu": sides.tunnel.mtu if sides.tunnel else None,
             },
@@ -75,8 +79,9 @@ class Report:
                     for family, facts in uplinks.items()
                 },
             },
-            "dns": {"platform": config.dns.platform, "setting": dns_setting(config), "routes": []},
+            "dns": {"platform": config.dns.platform, "setting": self._dns.setting(), "routes": self._dns.routes()},
             "split": {"enabled": policy.enabled, "mode": policy.mode.value},
+            "hints": self._switch.hints(),
             "counters": self.counters(),
         }
 
@@ -91,6 +96,7 @@ class Report:
             **self._ports.counters,
             **self._judge.statistics(),
             **self._counters,
+            **self._dns.statistics(),
             **devices,
             "tun_write_dropped": self._tun.dropped,
         }
@@ -105,13 +111,11 @@ class Report:
             if request.credentials.may_see(refusal.app.uid if refusal.app else None):
                 yield _refusal(refusal, now)
 
-
-def dns_setting(config: Config) -> str:
-    """Which resolver setting the configuration is: default, private custom, public custom or mixed."""
-    kinds = {"private" if address.is_private else "public" for address in config.dns.custom}
-    if not kinds:
-        return "default"
-    return "mixed" if len(kinds) > 1 else f"{kinds.pop()} custom"
+    def dns(self, request: Request) -> Iterator[Json]:
+        """The latest questions of the apps that the asker may see, oldest first."""
+        for one in self._dns.recent():
+            if request.credentials.may_see(one.app.uid if one.app else None):
+                yield {**asdict(one), "app": _app(one.app)}
 
 
 def _flow(flow: Flow, now: float) -> Json:

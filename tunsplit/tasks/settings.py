@@ -39,7 +39,7 @@ def policy_of(config: Config) -> Policy:
             if (value := getattr(entry, key)) is not None
         ]
         label = ", ".join([entry.path, *others] if entry.path is not None else others)
-        rules.append(Rule(number, label, tuple(matchers), entry.inherit))
+        rules.append(Rule(number, label, tuple(matchers), entry.inherit, entry.force))
     split = config.split
     return Policy(tuple(rules), Mode(split.mode), split.enabled, Verdict(split.unattributed), Verdict(split.ambiguous))
 

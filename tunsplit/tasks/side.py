@@ -100,6 +100,10 @@ class SideDevice:
         """Every address that packets go to just now; empty on a tunnel."""
         return [address for _, address in tuple(self._next_hops)] if self._ethernet else []
 
+    def mac_of(self, address: IPAddress) -> bytes | None:
+        """A neighbour's Ethernet address, as far as the kernel knows it."""
+        return self._known.get(address)
+
     def _send_ethernet(self, frame: memoryview, size: int, rewrite: Rewrite) -> None:
         """Send the packet of `size` bytes in a frame buffer; what is in front of it is overwritten."""
         next_hop: NextHop = rewrite.next_hop  # type: ignore[assignment]  # opaque to the engine

@@ -104,6 +104,11 @@ class SocketSource:
         socket = self._diag.find(protocol, four_tuple) if protocol in (TCP, UDP) else None
         return socket.cookie if socket else None
 
+    def user(self, four_tuple: bytes) -> int | None:
+        """Who has created the TCP socket that sends this flow; None: there is none."""
+        socket = self._diag.find(TCP, four_tuple)
+        return socket.uid if socket is not None else None
+
     def _find(self, protocol: int, four_tuple: bytes) -> _Found:
         source, destination = source_of(four_tuple), destination_of(four_tuple)
         version = 4 if len(source) == 4 else 6

@@ -34,6 +34,7 @@ Right = Enum("Right", "MEMBER OWN ONESELF")
 RIGHTS = {
     "status": Right.MEMBER,
     "flows": Right.OWN,
+    "dns": Right.OWN,
     "exec": Right.ONESELF,
     "app list": Right.MEMBER,
     "app add": Right.MEMBER,
@@ -68,8 +69,12 @@ class Switching(Protocol):
         """The list: `path` and whatever else a rule has; `rule` (its number or None), `saved`, `matches` (pids)."""
         ...
 
-    def add_app(self, path: str) -> bool:
-        """Put a path on the list; False: it was there."""
+    def add_app(self, path: str, *, force: bool = False) -> bool:
+        """Put a path on the list; False: it was there. ConfigError: it covers a local resolver, and not by `force`."""
+        ...
+
+    def hints(self) -> list[str]:
+        """What is to be known of the local resolvers that run."""
         ...
 
     def remove_app(self, path: str) -> bool:
@@ -162,10 +167,12 @@ class Verbs:
     def app_add(self, request: Request) -> Json:
         """Put a path on the list. One that is not there is a warning: it may come with an upgrade, or be a glob."""
         path = checked_path(argument(request, "path", str))
-        changed = self._switching.add_app(path)
-        _log(request, path=path, changed=changed)
+        force = argument(request, "force", bool, False)
+        changed = self._switching.add_app(path, force=force)
+        _log(request, path=path, changed=changed, force=force)
         absent = not GLOB.search(path) and not Path(path).exists()
-        return {"changed": changed, "warnings": [f"{path} does not exist, so it matches nothing yet"] if absent else []}
+        warnings = [f"{path} does not exist, so it matches nothing yet"] if absent else []
+        return {"changed": changed, "warnings": warnings, "hints": self._switching.hints()}
 
     def app_remove(self, request: Request) -> Json:
         """Take a path off the list."""

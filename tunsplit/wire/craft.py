@@ -4,6 +4,8 @@ Each answers a packet that the app sent and is made from it: addresses and ports
 invented but the sender of an ICMP error.
 """
 
+import struct
+
 from tunsplit.wire import icmp
 from tunsplit.wire.checksum import internet_checksum, pseudo_header
 from tunsplit.wire.ip import (
@@ -12,12 +14,17 @@ from tunsplit.wire.ip import (
     ICMPV6,
     NO_OPTIONS,
     TCP,
+    UDP,
     Headers,
     pack_u16,
     set_header_checksum,
     unpack_u32,
 )
 
+# version+IHL · x total length · x2 flags · TTL · protocol · checksum · four-tuple · UDP length · UDP checksum
+pack_udp4 = struct.Struct("!BxHxxHBBH12sHH").pack
+# version · x3 payload length · next header · hop limit · four-tuple · UDP length · UDP checksum
+pack_udp6 = struct.Struct("!BxxxHBB36sHH").pack
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 _HOP_LIMIT = 64
 _MOST_QUOTED = {4: 576 - 28, 6: 1280 - 48}  # RFC 1812 §4.3.2.3, RFC 4443 §2.4 (c)
@@ -33,6 +40,37 @@ def ip_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) 
         packet = bytearray((0x60, 0, 0, 0)) + len(payload).to_bytes(2, "big")
         packet += bytes((protocol, _HOP_LIMIT)) + source + destination
     return packet + payload
+
+
+class Datagrams:
+    """UDP packets of one flow, in this direction: what they have in common is worked out once."""
+
+    def __init__(self, four_tuple: bytes) -> None:
+        """Take addresses and ports as they lie on the wire."""
+        self._four_tuple = four_tuple
+        self._version4 = len(four_tuple) == 12
+        # The pseudo-header and the ports, but for the length, which counts twice: there, and in UDP's own header.
+        self._sum = (int.from_bytes(four_tuple, "big") + UDP) % 0xFFFF
+        # The IPv4 header but for its length.
+        header = pack_udp4(NO_OPTIONS, 0, DONT_FRAGMENT, _HOP_LIMIT, UDP, 0, four_tuple[:12], 0, 0)[:20]
+        self._header_sum = int.from_bytes(header, "big") % 0xFFFF
+
+    def packet(self, payload: bytes) -> bytes:
+        """One packet, its checksums finished."""
+        length = 8 + len(payload)
+        data = int.from_bytes(payload, "big")
+        if length & 1:
+            data <<= 8
+        # A computed 0 goes out as 0xFFFF, since 0 means "none" (RFC 768).
+        check = -(self._sum + 2 * length + data) % 0xFFFF or 0xFFFF
+        if self._version4:
+            size = 20 + length
+            header = -(self._header_sum + size) % 0xFFFF
+            return (
+                pack_udp4(NO_OPTIONS, size, DONT_FRAGMENT, _HOP_LIMIT, UDP, header, self._four_tuple, length, check)
+                + payload
+            )
+        return pack_udp6(0x60, length, UDP, _HOP_LIMIT, self._four_tuple, length, check) + payload
 
 
 def reset(packet: bytes | bytearray | memoryview, headers: Headers) -> bytearray | None:

@@ -1,0 +1,520 @@
+"""What apps get from the DNS proxy, whatever resolvers do; the resolvers are in the same network namespace."""
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+
+import dns.edns
+import dns.flags
+import dns.rcode
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes.resolvers import FakeResolver, address_answer, answer, asked, query, quick_answer, read, resolvers
+from tests.hosts import own_namespace, run
+from tunsplit.engine import resolver
+from tunsplit.engine.dnstable import DnsTable, Route
+from tunsplit.engine.flow import App
+from tunsplit.engine.policy import Verdict
+from tunsplit.engine.resolver import MOST_OF_ONE
+from tunsplit.tasks import dnsproxy
+from tunsplit.tasks.dnsproxy import MOST_RECENT, Asker, DnsProxy, boottime
+from tunsplit.tasks.upstream import MOST_SOCKETS, MOST_USES
+
+pytestmark = pytest.mark.netns
+
+RELAY, RELAY2, SYSTEM, PUBLIC, RELAY6 = "10.64.0.1", "10.64.0.2", "192.168.50.53", "198.51.100.53", "fd64::1"
+
+
+class FakeNetwork:
+    """Both sides are the loopback device, until the test says otherwise."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, str | None] = {"tunnel": "lo", "outside": "lo", "lan": "lo"}
+        self.families = {"tunnel": {4, 6}, "outside": {4, 6}, "lan": {4, 6}}
+        self.identity = 0
+
+    def side_device(self, route: Route, family: int) -> str | None:
+        return self.devices[route.value] if family in self.families[route.value] else None
+
+    def side_identity(self, route: Route) -> int:
+        return self.identity
+
+
+class Stage:
+    """The proxy, and an app of either kind."""
+
+    def __init__(self, table: DnsTable, **options) -> None:
+        self.network = FakeNetwork()
+        self.table = table
+        self.proxy = DnsProxy(table, self.network, **options)
+
+    async def ask(self, message: bytes, verdict: Verdict = Verdict.TUNNEL, *, now: float | None = None, **who) -> bytes:
+        """Ask, and wait for the answer."""
+        send, receive = trio.open_memory_channel[bytes](1)
+        asker = Asker(**{"app": None, "verdict": verdict, "asked": ip_address("8.8.8.8"), **who})
+        self.proxy.ask(message, asker, send.send_nowait, boottime() if now is None else now)
+        with trio.fail_after(20):
+            return await receive.receive()
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[None]:
+    with own_namespace():
+        run("ip", "link", "set", "lo", "up")
+        for address in (RELAY, RELAY2, SYSTEM, PUBLIC):
+            run("ip", "address", "add", f"{address}/32", "dev", "lo")
+        run("ip", "address", "add", f"{RELAY6}/128", "dev", "lo", "nodad")
+        yield
+
+
+@asynccontextmanager
+async def staged(*fakes: FakeResolver, relay: tuple[str, ...] = (RELAY,), **options) -> AsyncIterator[Stage]:
+    table = DnsTable(
+        options.pop("platform", "linux"),
+        relay=tuple(map(ip_address, relay)),
+        system=(ip_address(SYSTEM),),
+        custom=tuple(map(ip_address, options.pop("custom", ()))),
+        listed_only=options.pop("listed_only", False),
+    )
+    stage = Stage(table, **options)
+    async with resolvers(*fakes), trio.open_nursery() as nursery:
+        nursery.start_soon(stage.proxy.run)
+        await trio.testing.wait_all_tasks_blocked()
+        yield stage
+        nursery.cancel_scope.cancel()
+
+
+def names(message: bytes) -> list[str]:
+    return [rrset.to_text() for rrset in read(message).answer]
+
+
+# Questions and answers
+
+
+async def test_a_question_gets_its_answer():
+    async with staged(FakeResolver(RELAY)) as stage:
+        question = query("www.example.com")
+        got = await stage.ask(question)
+
+    assert read(question).id == read(got).id
+    assert ["www.example.com. 60 IN A 192.0.2.1"] == names(got)
+
+
+async def test_an_answer_is_given_again_in_the_spelling_of_the_question():
+    relay = FakeResolver(RELAY)
+    async with staged(relay) as stage:
+        await stage.ask(query("www.example.com"))
+        question = query("WWW.example.com")
+        got = read(await stage.ask(question))
+
+    assert 1 == len(relay.seen)
+    assert read(question).id == got.id
+    assert "WWW.example.com." == got.question[0].name.to_text()
+
+
+async def test_an_answers_ttl_counts_down():
+    now = [5000.0]
+    async with staged(FakeResolver(RELAY), clock=lambda: now[0]) as stage:
+        await stage.ask(query(), now=now[0])
+        got = await stage.ask(query(), now=now[0] + 45)
+
+    assert ["www.example.com. 15 IN A 192.0.2.1"] == names(got)
+
+
+async def test_one_sides_answer_is_not_the_others():
+    relay = FakeResolver(RELAY)
+    system = FakeResolver(SYSTEM, lambda question, _: [answer(question, "www.example.com. 60 IN A 198.51.100.7")])
+    async with staged(relay, system, platform="per-app") as stage:
+        inside = [await stage.ask(query()) for _ in range(2)]
+        outside = [await stage.ask(query(), Verdict.UPLINK) for _ in range(2)]
+
+    assert [["www.example.com. 60 IN A 192.0.2.1"]] * 2 == [names(one) for one in inside]
+    assert [["www.example.com. 60 IN A 198.51.100.7"]] * 2 == [names(one) for one in outside]
+    assert [1, 1] == [len(relay.seen), len(system.seen)]
+
+
+async def test_what_is_asked_in_tunnel_and_outside_of_one_resolver_is_kept_apart():
+    public = FakeResolver(PUBLIC)
+    async with staged(public, custom=(PUBLIC,)) as stage:
+        for verdict in (Verdict.TUNNEL, Verdict.UPLINK):
+            await stage.ask(query(), verdict)
+
+    assert 2 == len(public.seen)
+
+
+async def test_an_ipv6_resolver_is_asked_like_any_other():
+    async with staged(FakeResolver(RELAY6), relay=(RELAY6,)) as stage:
+        assert names(await stage.ask(query()))
+        assert names(await stage.ask(query("www.example.org"), over_tcp=True))
+
+
+async def test_a_resolver_of_this_host_is_asked_on_the_loopback():
+    async with staged(FakeResolver("127.0.0.1"), custom=("127.0.0.1",)) as stage:
+        stage.network.devices["lan"] = None
+
+        assert names(await stage.ask(query()))
+
+
+async def test_unknown_types_pass():
+    record = "www.example.com. 60 IN TYPE65280 \\# 4 c00c0001"
+    async with staged(FakeResolver(RELAY, lambda question, _: [answer(question, record)])) as stage:
+        assert [record] == names(await stage.ask(query("www.example.com", "TYPE65280")))
+
+
+async def test_questions_in_flight_are_shared():
+    relay = FakeResolver(RELAY)
+    got: list[bytes] = []
+    async with staged(relay) as stage, trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(collect, stage, query(), got)
+
+    assert 1 == len(relay.seen)
+    assert 5 == len({read(one).id for one in got})
+
+
+async def collect(stage: Stage, message: bytes, got: list[bytes]) -> None:
+    got.append(await stage.ask(message))
+
+
+async def test_a_thousand_questions_at_once():
+    got: list[bytes] = []
+    async with staged(FakeResolver(RELAY, quick_answer)) as stage, trio.open_nursery() as nursery:
+        for number in range(1000):
+            nursery.start_soon(collect, stage, query(f"n{number}.example.com"), got)
+
+    assert 1000 == len({names(one)[0] for one in got})
+
+
+async def test_a_flood_of_random_names_leaves_no_more_than_is_allowed():
+    async with staged(FakeResolver(RELAY, quick_answer)) as stage:
+        got: list[bytes] = []
+        message = query("n00000.example.com")
+        for number in range(12_000):
+            named = message.replace(b"n00000", b"n%05d" % number)
+            stage.proxy.ask(named, Asker(None, Verdict.TUNNEL, None), got.append, boottime())
+        held = stage.proxy.statistics()
+
+    assert MOST_OF_ONE == held["in_flight"]
+    assert 12_000 - MOST_OF_ONE == len(got)
+    assert held["upstream_sockets"] <= MOST_SOCKETS
+    assert len(stage.proxy.recent()) == MOST_RECENT
+
+
+# EDNS, sizes, TCP
+
+MANY = [f"www.example.com. 60 IN A 192.0.2.{n}" for n in range(1, 200)]
+
+
+async def test_a_truncated_answer_is_fetched_over_tcp():
+    def behave(question, over_tcp):
+        return [answer(question, *MANY) if over_tcp else answer(question, flags=0x0200)]
+
+    relay = FakeResolver(RELAY, behave)
+    async with staged(relay) as stage:
+        short = read(await stage.ask(query()))
+        long = read(await stage.ask(query(), over_tcp=True))
+
+    assert ["udp", "tcp"] == [transport for _, transport in relay.seen]
+    assert short.flags & 0x0200
+    assert 199 == sum(len(rrset) for rrset in long.answer)
+
+
+async def test_who_asks_over_tcp_is_asked_for_over_tcp():
+    relay = FakeResolver(RELAY, lambda question, _: [answer(question, *MANY)])
+    async with staged(relay) as stage:
+        got = read(await stage.ask(query(), over_tcp=True))
+
+    assert ["tcp"] == [transport for _, transport in relay.seen]
+    assert 199 == len(got.answer[0])
+
+
+async def test_of_the_apps_edns_nothing_goes_on_but_do():
+    relay = FakeResolver(RELAY)
+    cookie = dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"12345678")
+    async with staged(relay) as stage:
+        got = read(await stage.ask(query(use_edns=0, payload=4096, ednsflags=dns.flags.DO, options=[cookie])))
+    ours = read(relay.seen[0][0])
+
+    assert (1232, (), True) == (ours.payload, ours.options, bool(ours.ednsflags & dns.flags.DO))
+    assert (1232, (), True) == (got.payload, got.options, bool(got.ednsflags & dns.flags.DO))
+
+
+async def test_a_connection_that_breaks_is_servfail():
+    relay = FakeResolver(RELAY, lambda *_: [])
+    async with staged(relay) as stage:
+        got = read(await stage.ask(query(), over_tcp=True))
+
+    assert dns.rcode.SERVFAIL == got.rcode()
+
+
+async def test_a_server_that_takes_no_connection_is_passed_over():
+    second = FakeResolver(RELAY2)
+    async with staged(second, relay=(RELAY, RELAY2)) as stage:
+        assert names(await stage.ask(query(), over_tcp=True))
+    assert 1 == stage.proxy.statistics()["upstream_tcp_failed"]
+
+
+async def test_over_tcp_too_a_wrong_answer_is_as_if_nothing_had_come():
+    def lie(question, over_tcp):
+        return [answer(query("www.example.org")), address_answer(question, over_tcp)[0]]
+
+    async with staged(FakeResolver(RELAY, lie)) as stage:
+        assert ["www.example.com. 60 IN A 192.0.2.1"] == names(await stage.ask(query(), over_tcp=True))
+
+
+# Resolvers that are down, slow, or lie
+
+
+async def test_the_next_resolver_is_asked_at_once_when_nobody_listens():
+    async with staged(FakeResolver(RELAY2), relay=(RELAY, RELAY2)) as stage:
+        assert names(await stage.ask(query()))
+        assert 0 == stage.proxy.statistics().get("timeouts", 0)
+
+
+async def test_the_next_resolver_is_asked_when_the_first_keeps_silent():
+    silent = FakeResolver(RELAY, lambda *_: [])
+    async with staged(silent, FakeResolver(RELAY2), relay=(RELAY, RELAY2)) as stage:
+        assert names(await stage.ask(query()))
+    assert 1 == len(silent.seen)
+
+
+async def test_silence_ends_in_servfail(monkeypatch):
+    monkeypatch.setattr(resolver, "ATTEMPT_S", 0.05)
+    relay = FakeResolver(RELAY, lambda *_: [])
+    async with staged(relay) as stage:
+        got = read(await stage.ask(query()))
+
+    assert dns.rcode.SERVFAIL == got.rcode()
+    assert 3 == len(relay.seen)
+
+
+async def test_a_lying_resolver_is_heard_out():
+    def lie(question: bytes, over_tcp: bool) -> list[bytes]:
+        right = address_answer(question, over_tcp)[0]
+        return [b"", right[:20], bytes((right[0] ^ 1,)) + right[1:], answer(query("www.example.org"))[2:], right]
+
+    async with staged(FakeResolver(RELAY, lie)) as stage:
+        assert ["www.example.com. 60 IN A 192.0.2.1"] == names(await stage.ask(query()))
+        assert 4 == stage.proxy.statistics()["unmatched"]
+
+
+async def test_nobody_else_can_answer():
+    relay = FakeResolver(RELAY, lambda *_: [])
+    got: list[bytes] = []
+    async with staged(relay) as stage:
+        stage.proxy.ask(query(), Asker(None, Verdict.TUNNEL, None), got.append, boottime())
+        await asked(relay)
+        sent, port = relay.seen[0][0], relay.ports[0]
+        forged = answer(sent, "www.example.com. 60 IN A 203.0.113.66")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.bind((PUBLIC, 53))
+            stranger.sendto(forged, (RELAY, port))
+        relay.behaviour = address_answer
+        got.append(await stage.ask(query()))
+
+    assert {("www.example.com. 60 IN A 192.0.2.1",)} == {tuple(names(one)) for one in got}
+
+
+async def test_neither_ports_nor_identifiers_can_be_foreseen():
+    relay = FakeResolver(RELAY)
+    async with staged(relay) as stage:
+        for number in range(300):
+            await stage.ask(query(f"n{number}.example.com"))
+    ports = list(dict.fromkeys(relay.ports))
+    ids = [read(question).id for question, _ in relay.seen]
+
+    # 300 questions of at most 32 by one port.
+    assert 300 // MOST_USES <= len(ports)
+    assert ports != sorted(ports)
+    assert 290 < len(set(ids))
+    assert ids != sorted(ids)
+
+
+# What is no question, or none that is answered
+
+
+async def test_what_cannot_be_read_is_formerr_or_silence():
+    got: list[bytes] = []
+    async with staged() as stage:
+        asker = Asker(None, Verdict.TUNNEL, None)
+        for message in (b"", b"x", query()[:-1], bytes(range(12, 40)), answer(query())):
+            stage.proxy.ask(message, asker, got.append, boottime())
+
+    assert [dns.rcode.FORMERR] == [read(one).rcode() for one in got[:1]]
+    assert 5 == stage.proxy.statistics()["malformed"]
+
+
+@pytest.mark.parametrize(
+    ("message", "verdict", "rcode"),
+    [
+        (query("example.com", "AXFR"), Verdict.TUNNEL, dns.rcode.REFUSED),
+        (query(use_edns=1), Verdict.TUNNEL, dns.rcode.BADVERS),
+        (query(), Verdict.BLOCK, dns.rcode.REFUSED),
+    ],
+)
+async def test_a_question_that_is_refused(message, verdict, rcode):
+    relay = FakeResolver(RELAY)
+    async with staged(relay) as stage:
+        assert rcode == read(await stage.ask(message, verdict)).rcode()
+    assert [] == relay.seen
+
+
+async def test_what_a_platform_does_not_support_is_refused():
+    async with staged(platform="macos", custom=(SYSTEM,)) as stage:
+        assert dns.rcode.REFUSED == read(await stage.ask(query())).rcode()
+        (shown,) = stage.proxy.recent()
+
+    assert ("refused", "macos · private custom · normal app", None) == (shown.route, shown.row, shown.upstream)
+
+
+async def test_an_app_that_cannot_be_told_keeps_nobody_else_from_the_answer():
+    def broken(message: bytes) -> None:
+        raise OSError(5, "gone")
+
+    async with staged(FakeResolver(RELAY)) as stage:
+        stage.proxy.ask(query(), Asker(None, Verdict.TUNNEL, None), broken, boottime())
+        assert names(await stage.ask(query()))
+    assert 1 == stage.proxy.statistics()["failed_OSError_5"]
+
+
+async def test_an_app_whose_side_has_no_ipv6_gets_no_ipv6_addresses():
+    record = "www.example.com. 60 IN AAAA 2001:db8::1"
+    relay = FakeResolver(RELAY, lambda question, _: [answer(question, record)])
+    async with staged(relay) as stage:
+        with_ipv6 = await stage.ask(query("www.example.com", "AAAA"))
+        stage.network.families["tunnel"] = {4}
+        stage.proxy.network_changed()
+        without = [await stage.ask(query("www.example.com", "AAAA")) for _ in range(2)]
+        stage.proxy.configure(stage.table, filter_aaaa=False)
+        unfiltered = await stage.ask(query("www.example.com", "AAAA"))
+
+    assert [[record], [], [], [record]] == [names(one) for one in (with_ipv6, *without, unfiltered)]
+
+
+# Sides that change
+
+
+async def test_without_a_way_it_is_servfail_at_once():
+    relay = FakeResolver(RELAY)
+    async with staged(relay) as stage:
+        stage.network.devices["tunnel"] = None
+        stage.proxy.network_changed()
+        for over_tcp in (False, True):
+            assert dns.rcode.SERVFAIL == read(await stage.ask(query(), over_tcp=over_tcp)).rcode()
+    assert [] == relay.seen
+
+
+@pytest.mark.parametrize("over_tcp", [False, True])
+async def test_a_side_that_goes_fails_its_questions_at_once(over_tcp):
+    relay = FakeResolver(RELAY, lambda *_: [])
+    relay.hangs = True
+    got: list[bytes] = []
+    async with staged(relay) as stage:
+        stage.proxy.ask(query(), Asker(None, Verdict.TUNNEL, None, over_tcp), got.append, boottime())
+        await asked(relay)
+        stage.network.devices["tunnel"] = None
+        stage.proxy.network_changed()
+
+        assert [dns.rcode.SERVFAIL] == [read(one).rcode() for one in got]
+        await trio.testing.wait_all_tasks_blocked()
+        assert 0 == stage.proxy.statistics()["upstream_sockets"]
+    assert 1 == len(relay.seen)
+
+
+async def test_the_other_sides_questions_go_on_meanwhile():
+    system = FakeResolver(SYSTEM, lambda *_: [])
+    got: list[bytes] = []
+    async with staged(system, platform="per-app") as stage:
+        stage.proxy.ask(query(), Asker(None, Verdict.UPLINK, None), got.append, boottime())
+        await asked(system)
+        stage.network.devices["tunnel"] = None
+        stage.proxy.network_changed()
+
+        assert [] == got
+        assert 1 == stage.proxy.statistics()["in_flight"]
+
+
+async def test_on_another_network_questions_are_asked_anew():
+    system = FakeResolver(SYSTEM, lambda *_: [])
+    got: list[bytes] = []
+    async with staged(system, platform="per-app") as stage:
+        stage.proxy.ask(query(), Asker(None, Verdict.UPLINK, None), got.append, boottime())
+        await asked(system)
+        system.behaviour = address_answer
+        stage.network.identity += 1
+        stage.proxy.network_changed()
+        await asked(system, 2)
+        got.append(await stage.ask(query(), Verdict.UPLINK))
+
+    assert [["www.example.com. 60 IN A 192.0.2.1"]] * 2 == [names(one) for one in got]
+
+
+async def test_on_another_network_nothing_is_remembered_of_the_last():
+    relay = FakeResolver(RELAY)
+    async with staged(relay) as stage:
+        await stage.ask(query())
+        stage.proxy.network_changed()
+        await stage.ask(query())
+        assert 1 == len(relay.seen)
+        stage.network.identity += 1
+        stage.proxy.network_changed()
+        await stage.ask(query())
+    assert 2 == len(relay.seen)
+
+
+async def test_another_table_holds_from_the_next_question_on():
+    relay, public = FakeResolver(RELAY), FakeResolver(PUBLIC)
+    async with staged(relay, public) as stage:
+        await stage.ask(query())
+        stage.proxy.configure(DnsTable("linux", custom=(ip_address(PUBLIC),)))
+        await stage.ask(query())
+        (_, shown) = stage.proxy.recent()
+
+    assert [1, 1] == [len(relay.seen), len(public.seen)]
+    assert "linux · public custom · normal app" == shown.row
+
+
+async def test_what_is_remembered_of_asked_addresses_is_bounded(monkeypatch):
+    monkeypatch.setattr(dnsproxy, "MOST_PLANS", 2)
+    relay = FakeResolver(RELAY)
+    async with staged(relay, FakeResolver(PUBLIC), FakeResolver(RELAY2), listed_only=True) as stage:
+        for address in (PUBLIC, RELAY2, RELAY, PUBLIC):
+            assert names(await stage.ask(query(), Verdict.UPLINK, asked=ip_address(address)))
+    assert 1 == len(relay.seen)
+
+
+async def test_whatever_address_is_asked_the_answer_is_one(monkeypatch):
+    monkeypatch.setattr(dnsproxy, "MOST_PLANS", 2)
+    relay = FakeResolver(RELAY)
+    async with staged(relay) as stage:
+        for number in range(4):
+            assert names(await stage.ask(query(), asked=ip_address(f"8.8.8.{number}")))
+    assert 1 == len(relay.seen)
+
+
+# What is shown
+
+
+async def test_what_was_asked_is_shown():
+    app = App(4711, "/usr/bin/dig", 1000)
+    async with staged(FakeResolver(RELAY)) as stage:
+        for _ in range(2):
+            await stage.ask(query(), app=app, identity="one socket")
+        first, second = stage.proxy.recent()
+
+    assert ("www.example.com.", "A", "NOERROR", RELAY) == (first.name, first.type, first.rcode, first.upstream)
+    assert ("tunnel", "linux · default · normal app", "8.8.8.8") == (first.route, first.row, first.asked)
+    assert (app, "tunnel", 0, 1) == (first.app, first.verdict, first.number, second.number)
+    assert (False, True, 0.0) == (first.cached, second.cached, second.ms)
+
+
+async def test_a_proxy_that_is_closed_answers_servfail():
+    stage = Stage(DnsTable("linux", relay=(ip_address(RELAY),)))
+    stage.proxy.close()
+    stage.proxy.close()
+
+    assert dns.rcode.SERVFAIL == read(await stage.ask(query())).rcode()
+    assert dns.rcode.SERVFAIL == read(await stage.ask(query(), over_tcp=True)).rcode()

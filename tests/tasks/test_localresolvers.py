@@ -1,0 +1,156 @@
+"""Who is a local resolver: by sockets on port 53, in a network namespace of the test's own."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, closing, contextmanager
+
+import pytest
+import trio
+
+from tests.apps import own_network
+from tests.fakes.judges import Named
+from tunsplit.engine.policy import Mode, Policy, Verdict
+from tunsplit.engine.rules import Rule
+from tunsplit.errors import ConfigError, KernelError
+from tunsplit.kernel.procfs import Processes
+from tunsplit.kernel.sockdiag import SockDiag
+from tunsplit.process import Executable, FileIdentity
+from tunsplit.tasks import localresolvers
+from tunsplit.tasks.localresolvers import LocalResolvers
+
+pytestmark = pytest.mark.netns
+
+BINDS = """
+import os, socket, sys
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind((sys.argv[1], int(sys.argv[2])))
+tcp = socket.create_server(("::1", int(sys.argv[2])), family=socket.AF_INET6)
+child = os.fork()
+if not child:
+    udp.close(), tcp.close()
+print(child, flush=True) if child else None
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def resolvers():
+    with own_network(), closing(SockDiag()) as diag, closing(Processes()) as processes:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        yield LocalResolvers(diag, processes)
+
+
+@contextmanager
+def binding(address="127.0.0.53", port=53):
+    """A process that takes questions there, and its fork that has closed the sockets; gives both pids."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", BINDS, address, str(port)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        yield program.pid, int(program.stdout.readline())
+
+
+def read(pid):
+    with closing(Processes()) as processes:
+        return processes.read(pid)
+
+
+def test_who_holds_port_53_is_one_and_its_fork_is(resolvers):
+    with binding() as (pid, fork), binding("127.0.0.1", 54) as (other, _):
+        assert resolvers.is_resolver(read(pid))
+        assert resolvers.is_resolver(read(fork))
+        assert not resolvers.is_resolver(read(other))
+        (one,) = resolvers.listed()
+        name = os.path.basename(os.path.realpath(sys.executable))  # noqa: PTH119  as text
+        assert f"{name} (pid {pid}, 127.0.0.53, ::1)" == one.words
+    assert () == resolvers.listed()
+
+
+def test_our_own_stub_is_none(resolvers):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.bind(("127.0.0.1", 53))
+        assert not resolvers.is_resolver(read(os.getpid()))
+        assert () == resolvers.listed()
+
+
+def test_a_new_process_is_never_judged_by_an_old_dump(resolvers):
+    resolvers.listed()
+    with binding() as (pid, _):
+        assert resolvers.is_resolver(read(pid))
+
+
+def test_services_without_the_port_are_known_by_name_if_they_are_root_s_and_managers_never(resolvers):
+    def called(path, owner=0):
+        file = FileIdentity(1, 1, owner)
+        return read(os.getpid())._replace(pid=1 << 22, executable=Executable(path, False, file, file))
+
+    assert resolvers.is_resolver(called("/usr/sbin/nscd"))
+    assert resolvers.is_resolver(called("/usr/lib/systemd/systemd-resolved"))
+    assert not resolvers.is_resolver(called("/tmp/nscd", owner=1000))
+    assert not resolvers.is_resolver(called("/usr/lib/systemd/systemd"))
+    assert not resolvers.is_resolver(called("/x")._replace(executable=None))
+
+
+def test_a_rule_is_refused_for_what_it_covers_by_inheritance_too(resolvers):
+    with binding() as (pid, _):
+        own, path = (read(one).executable.path for one in (os.getpid(), pid))
+        for rule in (Rule(1, path, (Named(path),)), Rule(1, own, (Named(own),))):
+            with pytest.raises(ConfigError, match=rf"#1 .*: found a rule that covers .*\(pid {pid}, 127\.0\.0\.53"):
+                resolvers.refuse_covering(Policy((rule,)))
+        assert [pid] == [one.process.pid for one, _ in resolvers.covered(Policy((rule,)), lambda *_: [])]
+        resolvers.refuse_covering(Policy((Rule(1, path, (Named(path),), force=True),)))
+        resolvers.refuse_covering(Policy((Rule(1, "x", (Named("/nowhere"),)),)))
+        resolvers.refuse_covering(Policy((rule,), Mode.INCLUDE))
+        resolvers.refuse_covering(Policy(()))
+
+
+def test_users_are_told_on_which_side_names_are_resolved(resolvers):
+    with binding() as (pid, _):
+        resolvers.listed()
+        for mode, verdict, words in (
+            (Mode.EXCLUDE, Verdict.TUNNEL, "in the name of excluded apps too: their names are resolved in the tunnel"),
+            (Mode.INCLUDE, Verdict.TUNNEL, "in the name of apps that are not listed too"),
+            (Mode.EXCLUDE, Verdict.UPLINK, "in the name of included apps too, whose names are so resolved outside"),
+        ):
+            (hint,) = resolvers.hints(mode, lambda _, verdict=verdict: verdict)
+            assert words in hint
+            assert f"pid {pid}" in hint
+
+
+async def test_who_becomes_one_or_ends_is_told(resolvers, monkeypatch):
+    monkeypatch.setattr(localresolvers, "WATCH_S", 0.01)
+    told, more = trio.open_memory_channel(64)
+    resolvers.on_change = told.send_nowait
+    with ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(resolvers.watch)
+            pid, _ = stack.enter_context(binding())
+            with trio.fail_after(20):
+                while {pid} != {one for one, _ in await more.receive()}:
+                    pass
+                stack.close()
+                while {pid} != {one for one, _ in await more.receive()}:
+                    pass
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_look_that_fails_is_said_and_tried_again(resolvers, monkeypatch, caplog):
+    monkeypatch.setattr(localresolvers, "WATCH_S", 0.01)
+    failures = iter([KernelError("no sock_diag")])
+    real, looked = SockDiag.find_bound, trio.Event()
+
+    def find_bound(diag, port):
+        for error in failures:
+            raise error
+        looked.set()
+        return real(diag, port)
+
+    monkeypatch.setattr(SockDiag, "find_bound", find_bound)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(resolvers.watch)
+        await looked.wait()
+        nursery.cancel_scope.cancel()
+    assert "local resolvers cannot be found" in caplog.text

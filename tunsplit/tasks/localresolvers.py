@@ -1,0 +1,250 @@
+"""Local resolvers: programs of this host that ask in their own name what other apps ask of them.
+
+Theory of operation. Such a program is known by what it does: it holds a socket that takes what comes to port 53, UDP or
+TCP, on loopback or any other address of our network namespace. Two kinds take questions by a unix socket instead; these
+are known by name, if root owns the program (a name alone is anybody's to take). A fork of one that runs the same
+program is one as well: dnsmasq has a child ask for each TCP connection. A service manager is none, though it may hold
+the sockets of services that it is to start.
+
+What apps ask of it goes over loopback and is never seen here. So nobody can tell for whom it asks, and policy keeps it
+in the tunnel (engine/policy.py). That is asked for each first packet that would leave by the uplink, so it must cost
+next to nothing: a dump of port 53 tells the sockets' inodes; as long as they are the same ones, a process that held
+none of them holds none now. A process that was never asked about makes a new dump, so a resolver is known from its
+first question on: it can answer nobody before it has bound the port. What is passed from one process to another
+meanwhile is found by `watch`, and live flows are judged again.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_address
+from pathlib import PurePath
+from typing import NamedTuple
+
+import trio
+
+from tunsplit.engine.policy import Mode, Policy, Verdict
+from tunsplit.engine.rules import Rule, keys_of
+from tunsplit.errors import ConfigError, KernelError
+from tunsplit.kernel.descriptors import read_link
+from tunsplit.kernel.procfs import Processes
+from tunsplit.kernel.sockdiag import SockDiag
+from tunsplit.process import Process
+
+PORT = 53
+FRESH_S = 0.05  # how long a dump of the sockets on port 53 is believed for processes that were asked about before
+WATCH_S = 4.0  # between two looks at who holds these sockets
+KNOWN = 4096  # processes whose answer is kept
+PAUSE = 100  # processes looked at by name before the caller may give way
+
+# They take questions by a unix socket, with or without port 53 (nscd(8), systemd-resolved.service(8), nss-resolve(8)).
+SERVICES = frozenset({"nscd", "unscd", "systemd-resolved"})
+MANAGERS = frozenset({"systemd", "init"})
+
+Key = tuple[int, int]  # pid, start time
+Lineage = Callable[[int, int], list[Process]]  # of a pid and start time
+
+logger = logging.getLogger(__name__)
+
+
+class LocalResolver(NamedTuple):
+    """A local resolver that runs; `addresses`: where it takes questions on port 53."""
+
+    process: Process
+    addresses: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """As users read it."""
+        return f"{_name(self.process) or '?'} ({', '.join([f'pid {self.process.pid}', *self.addresses])})"
+
+
+class LocalResolvers:
+    """The local resolvers of the network namespace that `diag` was made in."""
+
+    def __init__(self, diag: SockDiag, processes: Processes, *, own_pid: int | None = None) -> None:
+        """`own_pid`: the process whose sockets are our own stub resolver's; by default this one."""
+        self._diag = diag
+        self._processes = processes
+        self._own_pid = os.getpid() if own_pid is None else own_pid
+        self._namespace = read_link("/proc/thread-self/ns/net")
+        self._addresses: dict[int, list[str]] = {}  # inode → where it is bound to
+        self._dumped_at = float("-inf")
+        self._holds: dict[Key, bool] = {}  # as of `_addresses`
+        self._listed: tuple[LocalResolver, ...] = ()
+        self._listed_for: frozenset[int] | None = None  # inodes
+        self.on_change: Callable[[set[Key]], None] = lambda _: None
+
+    # For each first packet
+
+    def is_resolver(self, process: Process) -> bool:
+        """Whether this process is a local resolver.
+
+        Raises:
+            KernelError: that cannot be known; nothing may be judged.
+        """
+        name = _name(process)
+        if name is None or name in MANAGERS or process.pid == self._own_pid:
+            return False
+        if name in SERVICES and process.executable is not None and process.executable.identity.owner == 0:
+            return True
+        if self._holds_port(process.pid, process.start_time):
+            return True
+        parent = self._processes.read(process.parent) if self._addresses and process.parent else None
+        return (
+            parent is not None
+            and parent.executable is not None
+            and process.executable is not None
+            and parent.executable.identity == process.executable.identity
+            and parent.pid != self._own_pid
+            and self._holds_port(parent.pid, parent.start_time)
+        )
+
+    def _holds_port(self, pid: int, start_time: int) -> bool:
+        key = pid, start_time
+        if key not in self._holds or time.monotonic() - self._dumped_at > FRESH_S:
+            self._dump()
+        answer = self._holds.get(key)
+        if answer is None:
+            if len(self._holds) >= KNOWN:
+                self._holds.clear()
+            answer = self._holds[key] = bool(self._processes.held_of(pid, set(self._addresses)))
+        return answer
+
+    def _dump(self) -> None:
+        addresses: dict[int, list[str]] = {}
+        for bound in self._diag.find_bound(PORT):
+            if bound.socket.inode:
+                text = str(ip_address(bound.address))
+                if text not in addresses.setdefault(bound.socket.inode, []):
+                    addresses[bound.socket.inode].append(text)
+        if addresses.keys() != self._addresses.keys():
+            self._holds.clear()
+        self._addresses, self._dumped_at = addresses, time.monotonic()
+
+    # For people
+
+    def listed(self) -> tuple[LocalResolver, ...]:
+        """Every local resolver that runs, by pid.
+
+        Raises:
+            KernelError: that cannot be known.
+        """
+        self._dump()
+        if self._listed_for != self._addresses.keys():
+            for _ in self._look():
+                pass
+        return self._listed
+
+    async def watch(self) -> None:
+        """Look now and then who is one, until cancelled, and tell who has become one or is none any more."""
+        while True:
+            before = {_key(one.process) for one in self._listed}
+            try:
+                self._dump()
+                for _ in self._look():
+                    await trio.lowlevel.checkpoint()
+                if changed := before ^ {_key(one.process) for one in self._listed}:
+                    self._holds.clear()
+                    self.on_change(changed)
+            except KernelError as error:
+                logger.warning("local resolvers cannot be found", extra={"error": str(error)})
+            await trio.sleep(WATCH_S)
+
+    def _look(self) -> Iterator[None]:
+        """Find out who holds the sockets of the last dump, and who is a service; now and then, to give way."""
+        addresses = self._addresses
+        found: dict[int, list[str]] = {}
+        for one in self._processes.scan_all(set(addresses)) if addresses else ():
+            if one is None:
+                yield None
+            else:
+                for pid, _ in one[1]:
+                    found.setdefault(pid, []).extend(addresses[one[0]])
+        for number, entry in enumerate(os.listdir("/proc")):  # noqa: PTH208  pathlib costs more than the system call
+            if entry.isdecimal() and self._is_service(entry):
+                found.setdefault(int(entry), [])
+            if number % PAUSE == 0:
+                yield None
+        resolvers = []
+        for pid in sorted(found):
+            process = self._processes.read(pid)
+            if process is not None and self._is_listed(process):
+                resolvers.append(LocalResolver(process, tuple(dict.fromkeys(found[pid]))))
+        self._listed, self._listed_for = tuple(resolvers), frozenset(addresses)
+
+    def _is_service(self, pid: str) -> bool:
+        path = read_link(f"/proc/{pid}/exe")
+        is_named = path is not None and PurePath(path.removesuffix(" (deleted)")).name in SERVICES
+        return is_named and read_link(f"/proc/{pid}/ns/net") == self._namespace
+
+    def _is_listed(self, process: Process) -> bool:
+        name = _name(process)
+        return name is not None and name not in MANAGERS and process.pid != self._own_pid
+
+    def refuse_covering(self, policy: Policy, lineage: Lineage | None = None) -> None:
+        """Refuse a policy that would take a local resolver beside the tunnel without having been told to.
+
+        Args:
+            policy: what is to be in force.
+            lineage: a process and its ancestors, nearest first; None: as /proc shows them.
+
+        Raises:
+            ConfigError: one of its rules covers one, and none that does says `force`.
+        """
+        for resolver, rules in self.covered(policy, lineage):
+            if not any(rule.force for rule in rules):
+                raise ConfigError(
+                    f"[[app]] #{rules[0].number} ({rules[0].label}): found a rule that covers {resolver.words}, "
+                    "a local resolver; beside the tunnel it would ask there for the names of included apps. Expected a "
+                    "rule that leaves it out, or, if this is meant, `force = true` (`tunsplit app add --force`)"
+                )
+
+    def covered(self, policy: Policy, lineage: Lineage | None = None) -> Iterator[tuple[LocalResolver, list[Rule]]]:
+        """The local resolvers that rules would take beside the tunnel, with these rules; arguments as above."""
+        if policy.mode is Mode.INCLUDE or not policy.rules:
+            return
+        self._processes.keys |= keys_of(policy.rules)  # read for the rules in force, and for these
+        for resolver in self.listed():
+            line = (lineage or self._lineage)(*_key(resolver.process))
+            line = [self._processes.read(one.pid) or one for one in line] or [resolver.process]
+            if rules := list(_covering(policy.rules, line)):
+                yield resolver, rules
+
+    def _lineage(self, pid: int, _: int) -> list[Process]:
+        line: list[Process] = []
+        while pid and (process := self._processes.read(pid)) is not None:
+            line.append(process)
+            pid = process.parent
+        return line
+
+    def hints(self, mode: Mode, judge: Callable[[Process], Verdict]) -> list[str]:
+        """What users are to know about the local resolvers that run: whose names are resolved on which side."""
+        excluded, included = (
+            ("excluded apps", "included apps") if mode is Mode.EXCLUDE else ("apps that are not listed", "listed apps")
+        )
+        hints = []
+        for one in self._listed:
+            if judge(one.process) is Verdict.UPLINK:
+                hints.append(f"the local resolver {one.words} is beside the tunnel: it asks there in the name of "
+                             f"{included} too, whose names are so resolved outside")  # fmt: skip
+            else:
+                hints.append(f"the local resolver {one.words} asks in the name of {excluded} too: their names are "
+                             "resolved in the tunnel")  # fmt: skip
+        return hints
+
+
+def _covering(rules: Iterable[Rule], line: list[Process]) -> Iterator[Rule]:
+    """The rules that list a process; `line`: itself and its ancestors."""
+    for rule in rules:
+        if any(rule.claims(one) for one in (line if rule.inherit else line[:1])):
+            yield rule
+
+
+def _name(process: Process) -> str | None:
+    return PurePath(process.executable.path).name if process.executable else None
+
+
+def _key(process: Process) -> Key:
+    return process.pid, process.start_time
