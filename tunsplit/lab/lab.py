@@ -160,6 +160,10 @@ class Lab:
         control = tomllib.loads(config).get("control", {})
         return path, Path(control.get("socket", "/run/tunsplit/tunsplit.sock"))
 
+    def rewrite_config(self, config: str) -> None:
+        """Edit the file that was written last, for a reload."""
+        (self.directory / f"tunsplit-{self._runs}.toml").write_text(config)
+
     def tunsplit(
         self, config: str | None = None, *, excluded: Iterable[str | Path] = ()
     ) -> AbstractAsyncContextManager[daemon.Daemon]:

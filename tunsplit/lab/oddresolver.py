@@ -60,10 +60,12 @@ class OddResolver:
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer, until cancelled."""
         with (
-            await self._bind(socket.SOCK_STREAM, PORT) as listener,
-            await self._bind(socket.SOCK_DGRAM, PORT) as own,
-            await self._bind(socket.SOCK_DGRAM, 0) as elsewhere,
+            self._make(socket.SOCK_STREAM) as listener,
+            self._make(socket.SOCK_DGRAM) as own,
+            self._make(socket.SOCK_DGRAM) as elsewhere,
         ):
+            for made, port in ((listener, PORT), (own, PORT), (elsewhere, 0)):
+                await made.bind((str(self.address), port))
             listener.listen(100)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, self._serve_stream, [trio.SocketListener(listener)])
@@ -72,12 +74,11 @@ class OddResolver:
                     message, sender = await own.recvfrom(65536)
                     nursery.start_soon(self._answer_datagram, own, elsewhere, message, sender)
 
-    async def _bind(self, kind: int, port: int) -> trio.socket.SocketType:
+    def _make(self, kind: int) -> trio.socket.SocketType:
         family = socket.AF_INET6 if self.address.version == 6 else socket.AF_INET
         made = trio.socket.from_stdlib_socket(self._namespace.socket(family, kind))
         if kind == socket.SOCK_STREAM:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        await made.bind((str(self.address), port))
         return made
 
     async def _answer_datagram(
