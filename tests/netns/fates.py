@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 from tests.netns.stage import AGENT, App, Stage
 from tunsplit.lab import Lab, dnsclient
 from tunsplit.lab.addresses import NOBODY, RESOLVERS, Address
-from tunsplit.lab.frames import Seen
+from tunsplit.lab.dnstrials import ROLE, asks_for
 
 CLIENT = Path(dnsclient.__file__).read_text().partition("\nif __name__")[0]
-ROLE = {str(address): role for role, own in RESOLVERS.items() for address in own.values()}
 
 # In the app: all questions of a list, one after the other.
 ASK_ALL = """
@@ -86,26 +85,24 @@ async def ask(app: App, questions: Iterable[Question], code: str = "") -> list[s
 
 async def trace(lab: Lab, questions: Iterable[Question], answers: Iterable[str]) -> dict[Question, Fate]:
     """What became of these questions."""
-    seen: list[tuple[str, Seen]] = []
     for observer in (lab.uplink, lab.tunnel):
         await observer.settle()
         assert observer.dropped == 0
-        seen += ((observer.name, frame) for frame in observer.seen() if frame.direction == "out")
+    sent = [
+        (observer.name, seen)
+        for observer in (lab.uplink, lab.tunnel)
+        for seen in observer.seen()
+        if seen.direction == "out"
+    ]
     fates = {}
     for question, answer in zip(questions, answers, strict=True):
-        mine = [(side, frame) for side, frame in seen if carries(frame, question.name)]
+        mine = [(side, frame) for side, frame in sent if asks_for(frame, question.name)]
         fates[question] = Fate(
             ROLE.get(answer, answer),
             frozenset(side for side, _ in mine),
             frozenset(frame.destination for _, frame in mine if frame.destination is not None),
         )
     return fates
-
-
-def carries(frame: Seen, name: str) -> bool:
-    """Whether a frame, or the packet that an error in it quotes, has this name, in any case of letters."""
-    wire = dnsclient.encode_name(name).lower()
-    return any(wire in part.payload.lower() for part in (frame, frame.quoted) if part is not None)
 
 
 async def ask_and_trace(stage: Stage, app: App, questions: list[Question], code: str = "") -> dict[Question, Fate]:

@@ -1,7 +1,7 @@
 """Every cell of every platform's table (L17; SPEC.md, "DNS"), on the wires.
 
 Of each question it is known which resolver answered, on which side it was seen, and that it was seen nowhere else.
-The table here is written down by hand: it judges the program's.
+The table is the lab's, written down by hand: it judges the program's.
 """
 
 from ipaddress import ip_address
@@ -21,46 +21,23 @@ from tests.netns.fates import (
     trace,
 )
 from tests.netns.stage import open_stage, start_app
+from tunsplit.lab import dnstrials
 from tunsplit.lab.addresses import RESOLVERS
+from tunsplit.lab.dnstrials import CUSTOM, TABLE
 
 pytestmark = pytest.mark.netns
 
-Cell = tuple[str, str] | None
-
-RELAY = ("relay", "tunnel")
-LAN = ("lan", "uplink")
-INSIDE, OUTSIDE = ("public", "tunnel"), ("public", "uplink")
-SYSTEM = ("system", "uplink")
-UNSUPPORTED: Cell = None
-
-# platform → setting → (normal app, excluded app): who answers, and on which side
-TABLE: dict[str, dict[str, tuple[Cell, Cell]]] = {
-    "windows": {"default": (RELAY, RELAY), "private": (LAN, LAN), "public": (INSIDE, INSIDE)},
-    "linux": {"default": (RELAY, RELAY), "private": (LAN, LAN), "public": (INSIDE, OUTSIDE)},
-    "android": {"default": (RELAY, SYSTEM), "private": (LAN, SYSTEM), "public": (INSIDE, SYSTEM)},
-    "linux-2021": {"default": (RELAY, RELAY), "private": (LAN, LAN), "public": (INSIDE, INSIDE)},
-    "macos": {"default": (RELAY, RELAY), "private": (UNSUPPORTED, UNSUPPORTED), "public": (INSIDE, INSIDE)},
-    "per-app": {"default": (RELAY, SYSTEM), "private": (LAN, SYSTEM), "public": (INSIDE, SYSTEM)},
-}
-CUSTOM: dict[str, list[str]] = {"default": [], "private": ["lan"], "public": ["public"]}
 CELLS = [(platform, setting) for platform in TABLE for setting in CUSTOM]
 
 
 def sections(platform, setting, version=4, *, lan=True):
-    """Sections of a configuration whose resolvers all have addresses of one family."""
-    return {
-        "dns": {
-            "platform": platform,
-            "custom": [str(RESOLVERS[role][version]) for role in CUSTOM[setting]],
-            "system": [str(RESOLVERS["system"][version])],
-        },
-        "tunnel": {"dns": [str(RESOLVERS["relay"][version])]},
-        "lan": {"allow": lan},  # footnote 2; what a LAN's resolver is asked must not slip out for it
-    }
+    """Sections of a configuration, as the lab's own, with or without `lan.allow`."""
+    return {**dnstrials.configure(platform, setting, version), "lan": {"allow": lan}}
 
 
 def fate(cell, version=4):
-    return Fate("REFUSED") if cell is None else answered(cell[0], cell[1], version)
+    """What is to become of a question in this cell."""
+    return Fate(dnstrials.REFUSED) if cell is None else answered(cell[0], cell[1], version)
 
 
 @pytest.mark.parametrize(("platform", "setting"), CELLS)
