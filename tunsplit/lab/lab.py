@@ -278,7 +278,7 @@ async def _populate(lab: Lab, nursery: trio.Nursery, stack: AsyncExitStack, *, l
     servers.serve(lab.router, [interface.ip for interface in addresses.ROUTER_LAN.values()], nursery)
     places = {"relay": lab.relay, "lan": lab.router, "public": lab.internet, "system": lab.router}
     for role, namespace in places.items():
-        running = resolvers.start(namespace, role, addresses.RESOLVERS[role], log=log)
+        running = resolvers.start(namespace, role, addresses.RESOLVERS[role].values(), log=log)
         lab.resolvers[role] = await stack.enter_async_context(running)
 
 

@@ -7,7 +7,7 @@ became of that one.
 """
 
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -36,9 +36,9 @@ class Resolver:
         addresses: its own, by IP version.
     """
 
-    def __init__(self, role: str, own: Mapping[int, Address], program: Program) -> None:
+    def __init__(self, role: str, own: Iterable[Address], program: Program) -> None:
         self.role = role
-        self.addresses = own
+        self.addresses = {address.version: address for address in own}
         self._program = program
 
     def questions(self) -> list[Question]:
@@ -52,17 +52,18 @@ class Resolver:
 
 @asynccontextmanager
 async def start(
-    namespace: Namespace, role: str, own: Mapping[int, Address], *, log: bool = True
+    namespace: Namespace, role: str, own: Iterable[Address], *, log: bool = True
 ) -> AsyncGenerator[Resolver]:
     """Run a resolver on these addresses; it answers once the block is entered.
 
     Args:
         namespace: where.
         role: what its TXT record says.
-        own: its addresses by IP version.
+        own: its addresses, at most one a family.
         log: write down what it is asked; that takes its time.
     """
-    listening = [str(address) for address in own.values()]
+    own = list(own)
+    listening = [str(address) for address in own]
     options = [
         "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file=", "--log-facility=-",
         "--no-resolv", "--no-hosts", "--no-poll", "--bind-interfaces",
