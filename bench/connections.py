@@ -1,8 +1,8 @@
 """How many connections a second (connect, a byte each way, close) does an excluded app make, one after the other?
 
-Prints connections a second, direct and through tunsplit in the same run, idle and beside PROCESSES programs that hold
-SOCKETS sockets each, which attribution has to tell from the one that asks.
-Needs root: python -m bench.connections [SECONDS]
+Prints connections a second, direct, through tunsplit and through the nearest peer in the same run, idle and beside
+PROCESSES programs that hold SOCKETS sockets each, which attribution has to tell from the one that asks.
+Needs root, and for the peer a package index: python -m bench.connections [SECONDS]
 """
 
 import subprocess
@@ -10,8 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.link import SERVER, Link, open_link
+from bench.peer import install_peer, run_peer
 from tunsplit.lab.copies import copy_program
 
 PROCESSES, SOCKETS = 300, 40
@@ -30,15 +32,19 @@ while True:
 
 CONNECT = f"""
 import socket, sys, time
-seconds, count, slowest = float(sys.argv[1]), 0, 0.0
+seconds, count, failed, slowest = float(sys.argv[1]), 0, 0, 0.0
 began = now = time.perf_counter()
 while now - began < seconds:
-    with socket.create_connection(("{SERVER[4]}", {PORT})) as connection:
-        connection.sendall(b"?")
-        connection.recv(1)
-    count, before, now = count + 1, now, time.perf_counter()
+    try:
+        with socket.create_connection(("{SERVER[4]}", {PORT}), 5) as connection:
+            connection.sendall(b"?")
+            done = connection.recv(1) == b"?"
+    except OSError:
+        done = False
+    before, now = now, time.perf_counter()
+    count, failed = count + done, failed + (not done)
     slowest = max(slowest, now - before)
-print(count / (now - began), slowest * 1000)
+print(count / (now - began), slowest * 1000, failed)
 """
 
 HOLD = f"""
@@ -51,11 +57,23 @@ time.sleep(3600)
 """
 
 
-def measure(link: Link, client: str, seconds: float) -> tuple[float, float]:
-    """Connections a second, and the slowest of them in milliseconds."""
+class Rate(NamedTuple):
+    """What a client came to."""
+
+    per_second: float
+    slowest_ms: float
+    failed: int
+
+    def __str__(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.per_second:7,.0f}/s (slowest {self.slowest_ms:.0f} ms{failed})"
+
+
+def measure(link: Link, client: str, seconds: float) -> Rate:
+    """Connect again and again."""
     argv = link.host.command([client, "-c", CONNECT, str(seconds)])
-    rate, slowest = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
-    return float(rate), float(slowest)
+    rate, slowest, failed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+    return Rate(float(rate), float(slowest), int(failed))
 
 
 @contextmanager
@@ -81,23 +99,23 @@ def main() -> None:
         server = stack.enter_context(link.background(link.net, argv, stdout=subprocess.PIPE))
         assert server.stdout is not None
         server.stdout.readline()
-        direct, _ = measure(link, client, seconds)
-        with link.tunsplit():
-            report("idle", direct, measure(link, client, seconds), GOAL_IDLE)
+        peer = install_peer(link)
+        compare("idle", link, client, peer, seconds, GOAL_IDLE)
         with neighbours(link):
-            direct, _ = measure(link, client, seconds)
-            with link.tunsplit():
-                report(f"{PROCESSES} x {SOCKETS}", direct, measure(link, client, seconds), GOAL_BUSY)
+            compare(f"{PROCESSES} x {SOCKETS}", link, client, peer, seconds, GOAL_BUSY)
 
 
-def report(name: str, direct: float, through: tuple[float, float], goal: int) -> None:
-    """Print one row."""
-    rate, slowest = through
-    print(
-        f"{name:9}  direct {direct:7,.0f}/s  tunsplit {rate:7,.0f}/s  ratio {rate / direct:.2f}  "
-        f"slowest {slowest:.1f} ms  (goal {goal:,}/s)",
-        flush=True,
-    )
+def compare(name: str, link: Link, client: str, peer: Path | None, seconds: float, goal: int) -> None:
+    """Measure and print one row."""
+    direct = measure(link, client, seconds)
+    with link.tunsplit():
+        ours = measure(link, client, seconds)
+    row = f"{name:9}  direct {direct}  tunsplit {ours}  ratio {ours.per_second / direct.per_second:.2f}"
+    if peer is not None:
+        with run_peer(link, peer, client):
+            theirs = measure(link, client, seconds)
+        row += f"  mihomo {theirs}"
+    print(f"{row}  (goal {goal:,}/s)", flush=True)
 
 
 if __name__ == "__main__":

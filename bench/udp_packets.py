@@ -1,7 +1,7 @@
 """How many UDP datagrams of 64 bytes a second does an excluded app get through, beside the direct path in the same run?
 
-Counts what the server received. Prints packets a second and the ratio for IPv4 and IPv6.
-Needs root and iperf3: python -m bench.udp_packets [ROUNDS] [SECONDS]
+Counts what the server received. Prints packets a second and the ratio for IPv4 and IPv6, and the nearest peer beside
+them. Needs root, iperf3, and for the peer a package index: python -m bench.udp_packets [ROUNDS] [SECONDS]
 """
 
 import statistics
@@ -9,6 +9,7 @@ import sys
 from contextlib import ExitStack
 
 from bench.link import Link, iperf, open_link, serve_iperf
+from bench.peer import install_peer, run_peer
 
 GOAL = 0.17
 SIZE = 64  # bytes of payload
@@ -29,15 +30,20 @@ def main() -> None:
     with open_link() as link, ExitStack() as stack:
         client = link.copy("iperf3")
         serve_iperf(link, stack)
+        peer = install_peer(link)
         for _ in range(rounds):
             direct = {version: measure(link, client, version, seconds) for version in ratios}
             with link.tunsplit():
                 through = {version: measure(link, client, version, seconds) for version in ratios}
+            theirs: dict[int, float] = {}
+            if peer is not None:
+                with run_peer(link, peer, client):
+                    theirs = {version: measure(link, client, version, seconds) for version in ratios}
             for version, values in ratios.items():
                 values.append(through[version] / direct[version])
                 print(
                     f"IPv{version}  direct {direct[version]:9,.0f}  tunsplit {through[version]:9,.0f} packets/s  "
-                    f"ratio {values[-1]:.2f}",
+                    f"ratio {values[-1]:.2f}" + (f"  mihomo {theirs[version]:9,.0f}" if theirs else ""),
                     flush=True,
                 )
     for version, values in ratios.items():

@@ -164,6 +164,22 @@ def test_an_unknown_user_of_a_rule_is_a_warning():
     assert not [line for line in lines if "exist" in line and "#1" not in line]
 
 
+@pytest.mark.parametrize(
+    ("rule", "warned"),
+    [
+        ("user = 'root'", True),
+        ("user = 0", True),
+        ("user = 'root'\ninherit = false", False),
+        ("user = 'root'\nname = 'sh'", False),
+        ("user = 4242", False),
+    ],
+)
+def test_a_rule_that_every_process_inherits_from_root_is_a_warning(rule, warned):
+    lines = [finding.text for finding in about(f"{LEAST}[[app]]\n{rule}") if finding.level is Level.WARNING]
+
+    assert [warned] * warned == ["the rule claims them all" in line for line in lines]
+
+
 def test_a_named_uplink_that_is_absent_is_a_warning():
     (finding,) = about(LEAST + "[uplink]\ninterface = 'tsnone'")
 

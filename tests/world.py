@@ -4,6 +4,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
+
 from tests.craft import ICMP, ICMPV6, UDP, address, ends
 from tunsplit.engine.direction import Direction
 from tunsplit.engine.flow import Flow
@@ -129,3 +131,16 @@ def unknown(outcome: list[bytes] | Unknown) -> Unknown:
 def way(source: str, device: Device = UPLINK) -> Way:
     """A way out of a device with this address."""
     return Way("uplink" if device is UPLINK else "tunnel", device, None, address(source))
+
+
+# What the app sends, the same outside; what comes back, the same inside.
+V4 = (
+    "10.128.0.1:5000 > 1.1.1.1:443", "192.0.2.7:40000 > 1.1.1.1:443",
+    "1.1.1.1:443 > 192.0.2.7:40000", "1.1.1.1:443 > 10.128.0.1:5000", "192.0.2.7:40000",
+)  # fmt: skip
+V6 = (
+    "[fd75::1]:5000 > [2001:db8::1]:443", "[2001:db8:50::2]:40000 > [2001:db8::1]:443",
+    "[2001:db8::1]:443 > [2001:db8:50::2]:40000", "[2001:db8::1]:443 > [fd75::1]:5000", "[2001:db8:50::2]:40000",
+)  # fmt: skip
+BOTH = pytest.mark.parametrize(("app", "out", "back", "to_app", "outside"), [V4, V6], ids=["v4", "v6"])
+OUT, BACK = V4[0], V4[2]

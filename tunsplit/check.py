@@ -30,8 +30,7 @@ def require_runnable() -> None:
         KernelError: the tun driver or `nft` is missing.
     """
     if missing := caps.missing():
-        names = ", ".join(f"{capability.name} ({capability.why})" for capability in missing)
-        raise PermissionMissing(f"missing {names}: {caps.how_to_grant(missing)}")
+        raise PermissionMissing(caps.complaint(missing))
     if not TUN_DEVICE.exists():
         raise KernelError(NO_TUN_DEVICE)
     if not shutil.which("nft"):
@@ -86,6 +85,7 @@ def configuration(config: Config | ConfigError, file: str) -> Iterator[Finding]:
         yield Finding(Level.NOTE, sentence)
     yield from _programs_of_rules(config)
     yield from _users(config)
+    yield from _rules_of_root(config)
     yield from _interfaces(config)
     yield from _local_resolvers(config)
 
@@ -112,6 +112,16 @@ def _users(config: Config) -> Iterator[Finding]:
         if app.user is not None and not _user_exists(app.user):
             text = f"[[app]] #{number} user: {app.user} does not exist, so the rule matches nothing"
             yield Finding(Level.WARNING, text)
+
+
+def _rules_of_root(config: Config) -> Iterator[Finding]:
+    for number, app in enumerate(config.apps, 1):
+        if app.user in ("root", 0) and app.inherit and not (app.path or app.name or app.cmdline or app.cgroup):
+            yield Finding(
+                Level.WARNING,
+                f"[[app]] #{number} user: every process descends from one of root's, so the rule claims them all; add "
+                "another key, or inherit = false",
+            )
 
 
 def _user_exists(user: str | int) -> bool:
@@ -191,7 +201,7 @@ def capabilities() -> Iterator[Finding]:
             code = PermissionMissing.exit_code
             yield Finding(Level.MISSING, f"{text}; {caps.how_to_grant([capability])}", code)
         else:
-            yield Finding(Level.NOTE, f"{text}; missing, and not used by this release")
+            yield Finding(Level.NOTE, f"{text}; not needed in that one; else {caps.how_to_grant([capability])}")
 
 
 def kernel() -> Iterator[Finding]:

@@ -13,7 +13,8 @@ TABLE_UPLINK = 7501  # the uplink's own on-link prefixes, option 121 routes and 
 TABLE_TUNNEL = 7502  # the tunnel's default
 TABLE_LAN = 7503  # what included apps may reach beside the tunnel
 TABLE_FORWARDED = 7504  # what this host forwards for others
-TABLES = (TABLE_TUN, TABLE_UPLINK, TABLE_TUNNEL, TABLE_LAN, TABLE_FORWARDED)
+TABLE_NAMED = 7505  # where a datagram that names a side's device passes for on its way, until it is steered
+TABLES = (TABLE_TUN, TABLE_UPLINK, TABLE_TUNNEL, TABLE_LAN, TABLE_FORWARDED, TABLE_NAMED)
 
 # Packet marks.
 MARK_UPLINK = 0x7501  # our own sockets on the uplink; packets that came in there
@@ -28,8 +29,9 @@ PRIORITY_DHCP = 78
 PRIORITY_DNS = 79
 PRIORITY_LAN = 80
 PRIORITY_TUN = 81
-PRIORITY_FORWARDED = 82
-PRIORITY_UNREACHABLE = 83
+PRIORITY_NAMED = 82
+PRIORITY_FORWARDED = 83
+PRIORITY_UNREACHABLE = 84
 
 # NAT's ports and echo identifiers (the dynamic range of RFC 6335 §6).
 NAT_FIRST, NAT_LAST = 49152, 65535

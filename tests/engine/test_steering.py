@@ -12,10 +12,12 @@ from tunsplit.host import Action, Address, HostPlan, Route, RouteType, Rule, Sna
 from tunsplit.names import (
     PRIORITY_DNS,
     PRIORITY_LAN,
+    PRIORITY_NAMED,
     PRIORITY_TRANSPORT,
     PRIORITY_UNREACHABLE,
     ROUTE_PROTOCOL,
     TABLE_LAN,
+    TABLE_NAMED,
     TABLE_TUN,
     TABLE_TUNNEL,
     TABLE_UPLINK,
@@ -82,7 +84,9 @@ def test_a_family_is_routed_where_a_side_has_it_and_closed_everywhere(present, t
     assert (tun, uplink, tunnel) == (families(TABLE_TUN), families(TABLE_UPLINK), families(TABLE_TUNNEL))
     assert tun == {address.version for address in wanted.tun_addresses}
     closing = {(route.table, route.family) for route in wanted.routes if route.type == RouteType.UNREACHABLE}
-    assert {(number, family) for number in TABLES if number != TABLE_LAN for family in (4, 6)} == closing
+    closed = set(TABLES) - {TABLE_LAN, TABLE_NAMED}
+    assert {(number, family) for number in closed for family in (4, 6)} == closing
+    assert len(uplink & {6}) + len(tunnel & {6}) == len(table(wanted, TABLE_NAMED))
 
 
 def test_the_uplinks_table_is_what_main_knows_of_the_uplink_alone():
@@ -149,6 +153,15 @@ def test_the_block_is_in_order_and_for_this_hosts_own_packets():
         assert sorted(found, key=lambda rule: rule.priority) == found
         assert {"lo"} == {rule.iif for rule in found[:-2]}
         assert [None, None] == [rule.iif for rule in found[-2:]]
+
+
+def test_a_datagram_that_names_a_device_finds_it_until_it_is_marked_for_the_tun():
+    wanted = planned()
+
+    assert ["default6 dev 2", "default6 dev 3"] == table(wanted, TABLE_NAMED)
+    assert {ADDRESSES[1].ip} == {route.prefsrc for route in wanted.routes if route.table == TABLE_NAMED}
+    assert [(0, 17), (0, 58)] == [(rule.fwmark, rule.ipproto) for rule in rules(wanted, PRIORITY_NAMED, 6)]
+    assert [] == rules(wanted, PRIORITY_NAMED, 4)
 
 
 def test_names_are_asked_for_by_the_tun_before_the_local_network():

@@ -34,7 +34,7 @@ from tunsplit.kernel.rtnetlink import Rtnetlink
 
 pytestmark = pytest.mark.netns
 
-IP_UNICAST_IF = 50
+IP_UNICAST_IF, IPV6_UNICAST_IF = 50, 76
 SO_BINDTODEVICE = socket.SO_BINDTODEVICE
 
 
@@ -53,6 +53,15 @@ def into_tun(host: Host) -> None:
         host.ip(f"{family} route add default dev {TUN} metric 1 table 7500")
         host.ip(f"{family} route add unreachable default metric 4278198272 table 7500")
         host.ip(f"{family} rule add pref 81 iif lo lookup 7500")
+
+
+def steer(host: Host) -> None:
+    """Mark what is about to leave by the uplink, and send the mark into the tun."""
+    for family in ("-4", "-6"):
+        host.ip(f"{family} rule add pref 76 fwmark 0x7503 iif lo lookup 7500")
+    marks = f'oifname "{UPLINK}" udp dport 9 meta mark set 0x7503'
+    chain = f"type route hook output priority mangle;\n {marks}\n"
+    run("nft", "-f", "-", text=f"table inet t {{\n chain c {{\n {chain} }}\n}}\n")
 
 
 def send(destination: str, *options: tuple[int, int, bytes], port: int = 9) -> OSError | None:
@@ -121,12 +130,35 @@ def test_a_socket_that_names_a_device_is_closed_by_the_last_rule_in_ipv6(host):
 
 def test_a_route_chain_steers_what_names_a_device_without_being_bound_to_it(host):
     into_tun(host)
-    host.ip("rule add pref 76 fwmark 0x7503 iif lo lookup 7500")
-    chain = f'type route hook output priority mangle;\n oifname "{UPLINK}" meta mark set 0x7503\n'
-    run("nft", "-f", "-", text=f"table inet t {{\n chain c {{\n {chain} }}\n}}\n")
+    steer(host)
     send(FAR4, unicast_if())
 
     assert host.in_tun(f"> {FAR4}:9")
+
+
+def test_a_route_chain_steers_ipv6_only_where_the_named_device_has_a_way(host):
+    into_tun(host)
+    steer(host)
+    named = (socket.IPPROTO_IPV6, IPV6_UNICAST_IF, struct.pack("!I", socket.if_nametoindex(UPLINK)))
+    host.ip("-6 rule add pref 84 unreachable")
+    before = send(FAR6, named)
+    host.ip(f"-6 route add default dev {UPLINK} table 7505")
+    host.ip("-6 rule add pref 82 iif lo ipproto udp fwmark 0/0xffffffff lookup 7505")
+
+    assert (True, None) == (before is not None, send(FAR6, named))
+    assert host.in_tun(f"> {FAR6}:9")
+
+
+def test_a_second_look_up_in_ipv6_forgets_a_named_device_and_keeps_one_that_is_bound_to(host):
+    into_tun(host)
+    steer(host)
+    host.ip(f"-6 route add default dev {UPLINK} table 7505")
+    host.ip("-6 rule add pref 82 iif lo ipproto udp fwmark 0/0xffffffff lookup 7505")
+    host.ip("-6 rule add pref 84 unreachable")
+    host.drained()
+
+    assert send(FAR6, (socket.SOL_SOCKET, SO_BINDTODEVICE, UPLINK.encode())) is not None
+    assert [] == [what for what in [*host.drained(), *host.drained_tun()] if FAR6 in what]
 
 
 def test_reject_in_the_output_hook_comes_before_arp(host):

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from tests.apps import own_network
-from tunsplit.errors import KernelError
+from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel import conntrack
 from tunsplit.kernel.conntrack import Conntrack, Entry, Tuple
 from tunsplit.kernel.netlink import NetlinkSocket, Refused
@@ -98,10 +98,10 @@ def test_nothing_is_tracked_where_no_rule_asks_for_it(track):
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
 def test_a_kernel_that_does_not_track_knows_nothing(network, monkeypatch, code):
-    def get(self, what, *_):
+    def refuse(self, what, *_):
         raise Refused(what, code)
 
-    monkeypatch.setattr(NetlinkSocket, "get", get)
+    monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
     with closing(Conntrack()) as track:
         assert not track.available
         assert track.find(UDP, bytes(4), bytes(4), 1, 2) is None
@@ -113,12 +113,21 @@ def test_a_kernel_without_netfilter_knows_nothing(network, monkeypatch):
 
 
 def test_any_other_answer_is_an_error(network, monkeypatch):
-    def get(self, what, *_):
-        raise Refused(what, errno.EPERM)
+    def refuse(self, what, *_):
+        raise Refused(what, errno.EIO)
 
     with closing(Conntrack()) as track:
-        monkeypatch.setattr(NetlinkSocket, "get", get)
-        with pytest.raises(KernelError, match="conntrack: Operation not permitted"):
+        monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
+        with pytest.raises(KernelError, match="conntrack: Input/output error"):
             track.find(UDP, bytes(4), bytes(4), 1, 2)
-        with pytest.raises(KernelError, match="conntrack: Operation not permitted"):
+        with pytest.raises(KernelError, match="conntrack: Input/output error"):
             Conntrack()
+
+
+def test_a_user_namespace_of_its_own_is_named_as_what_forbids_to_ask(monkeypatch):
+    def refuse(self, what, *_):
+        raise Refused(what, errno.EPERM)
+
+    monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
+    with pytest.raises(PermissionMissing, match="not permitted: CAP_NET_ADMIN counts in the user namespace that owns"):
+        Conntrack()

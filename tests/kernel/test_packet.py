@@ -7,19 +7,13 @@ import struct
 
 import pytest
 
-from tests.hosts import UPLINK, open_host
+from tests.hosts import UPLINK
 from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel import packet
 from tunsplit.kernel.packet import PacketSocket, PacketStatistics, inbound_filter
 from tunsplit.wire import vnet
 
 pytestmark = pytest.mark.netns
-
-
-@pytest.fixture
-def host():
-    with open_host() as made:
-        yield made
 
 
 def opened(device=UPLINK, **others):

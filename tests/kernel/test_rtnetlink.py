@@ -24,8 +24,6 @@ from tests.hosts import (
     TUN,
     TUNNEL,
     UPLINK,
-    Host,
-    open_host,
     own_namespace,
 )
 from tunsplit.errors import KernelError
@@ -47,12 +45,6 @@ from tunsplit.names import ROUTE_PROTOCOL
 pytestmark = pytest.mark.netns
 
 TABLE = 7501
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    with open_host() as host:
-        yield host
 
 
 @pytest.fixture
@@ -161,7 +153,8 @@ RULES = [
     Rule(4, 77, uidrange=(0, 9), table=1, protocol=117),
     Rule(4, 78, source=ip_network("10.0.0.0/8"), oif="eth0", action=Action.UNREACHABLE, protocol=117),
     Rule(6, 75, fwmark=9, to=ip_network("2001:db8::/32"), table=TABLE, protocol=117),
-    Rule(6, 83, action=Action.UNREACHABLE, protocol=117),
+    Rule(6, 82, fwmark=0, ipproto=58, table=TABLE, protocol=117),
+    Rule(6, 84, action=Action.UNREACHABLE, protocol=117),
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.hosts import TUNNEL, UPLINK, open_host, run
+from tests.hosts import TUNNEL, UPLINK, run
 from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel.tun import OFFLOADS, TUNSETOFFLOAD, TUNSETVNETHDRSZ, Tun
 from tunsplit.wire import vnet
@@ -15,12 +15,6 @@ pytestmark = pytest.mark.netns
 
 NAME = "ts-tun"
 IOCTL = fcntl.ioctl
-
-
-@pytest.fixture
-def host():
-    with open_host() as made:
-        yield made
 
 
 def kernel_that_knows(*accepted, error=errno.EINVAL, refused=TUNSETOFFLOAD):

@@ -80,26 +80,72 @@ async def test_without_tunsplit_such_a_socket_does_ask_for_its_destination(lab):
 
 
 NAME_A_DEVICE = {
-    # IP_UNICAST_IF, which systemd-resolved sets, and IP_PKTINFO; the same of IPv6.
-    ("unicast", 4): "own.setsockopt(0, 50, struct.pack('!i', index)); own.sendto(b'named', (SERVER4, 7))",
-    ("unicast", 6): "own.setsockopt(41, 76, struct.pack('!i', index)); own.sendto(b'named', (SERVER6, 7))",
-    ("info", 4): "own.sendmsg([b'named'], [(0, 8, struct.pack('=i8x', index))], 0, (SERVER4, 7))",
-    ("info", 6): "own.sendmsg([b'named'], [(41, 50, struct.pack('=16xi', index))], 0, (SERVER6, 7))",
+    # IP_UNICAST_IF, which systemd-resolved sets, IP_PKTINFO and IP_MULTICAST_IF; the same of IPv6, and a scope id.
+    ("unicast", 4): "own.setsockopt(0, 50, struct.pack('!i', index)); own.sendto(b'named', (to, 7))",
+    ("unicast", 6): "own.setsockopt(41, 76, struct.pack('!i', index)); own.sendto(b'named', (to, 7))",
+    ("info", 4): "own.sendmsg([b'named'], [(0, 8, struct.pack('=i8x', index))], 0, (to, 7))",
+    ("info", 6): "own.sendmsg([b'named'], [(41, 50, struct.pack('=16xi', index))], 0, (to, 7))",
+    ("multicast", 4): "own.setsockopt(0, 32, struct.pack('=8xi', index)); own.sendto(b'named', (to, 7))",
+    ("multicast", 6): "own.setsockopt(41, 17, struct.pack('=i', index)); own.sendto(b'named', (to, 7))",
+    ("scope", 6): "own.sendto(b'named', (to, 7, 0, index))",
 }
+OPTIONS = pytest.mark.parametrize(("option", "version"), NAME_A_DEVICE)
+
+
+async def send_named(app, option, version, to, device):
+    """Have an app send a datagram that names a device."""
+    await app(
+        f"own = socket.socket(family(to), socket.SOCK_DGRAM); index = socket.if_nametoindex(device)\n"
+        f"{NAME_A_DEVICE[option, version]}",
+        to=str(to), device=device,
+    )  # fmt: skip
 
 
 @NAMES
+@OPTIONS
 @pytest.mark.parametrize("device", ["eth0", "wg0"])
-@pytest.mark.parametrize("option", ["unicast", "info"])
-async def test_a_device_that_a_datagram_names_does_not_move_it(stage, app, name, device, option):
-    """L10: it goes into the tun like any other; in IPv6 it finds no way at all."""
-    await app("index = socket.if_nametoindex(device)", device=device)
-    await app(f"own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); {NAME_A_DEVICE[option, 4]}")
-    assert (await app("own.recv(100)")).startswith(f"{SEEN[SIDE[name]][4]} ".encode())
+async def test_a_device_that_a_datagram_names_does_not_move_it(stage, app, name, option, version, device):
+    """L10, L36: it goes into the tun like any other, without ARP or neighbour solicitation for its destination."""
+    await send_named(app, option, version, SERVER[version], device)
+    assert (await app("own.recv(100)")).startswith(f"{SEEN[SIDE[name]][version]} ".encode())
     assert {SIDE[name]} == await stage.where(payload=b"named")
-    with pytest.raises(OSError, match="unreachable"):
-        await app(f"own = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); {NAME_A_DEVICE[option, 6]}")
-    assert set() == await stage.where(destination=SERVER[6])
+
+    await send_named(app, option, version, ON_LINK[version], device)
+    assert str(SEEN[SIDE[name]][version]) == await app(f"ask('udp', SERVER{version})")  # what came before is judged
+    if name == "included":
+        assert {"tunnel"} == await stage.where(destination=ON_LINK[version], direction="out")
+
+
+@BOTH
+@pytest.mark.parametrize("option", ["unicast", "info"])
+async def test_without_tunsplit_a_device_that_a_datagram_names_does_move_it(lab, option, version):
+    """The control: the observers would have seen it leave there."""
+    async with start_app(lab.host, lab.copy_program("python", "app")) as app:
+        await send_named(app, option, version, SERVER[version], "eth0")
+        assert {"uplink"} == await where(lab, destination=SERVER[version], direction="out")
+
+
+@BOTH
+async def test_an_echo_request_that_names_a_device_is_steered_too(stage, included, version):
+    """L10, L12."""
+    await included(
+        "own = ping(to); own.setsockopt(*option, struct.pack('!i', socket.if_nametoindex('eth0'))); echo(own)",
+        to=str(SERVER[version]), option=(0, 50) if version == 4 else (41, 76),
+    )  # fmt: skip
+    assert {"tunnel"} == await stage.where(address=SERVER[version])
+
+
+LINK_LOCAL = "fe80::77"
+
+
+@NAMES
+@pytest.mark.parametrize("option", ["unicast", "info", "scope"])
+async def test_a_link_local_address_is_nobodys_but_the_local_networks(stage, app, name, option):
+    """L36: without its sharing, no neighbour is asked for it."""
+    with pytest.raises(OSError, match=REFUSED):
+        await send_named(app, option, 6, LINK_LOCAL, "eth0")
+    assert str(SEEN[SIDE[name]][6]) == await app("ask('udp', SERVER6)")
+    assert set() == await stage.where(destination=LINK_LOCAL)
 
 
 # What the host may look like

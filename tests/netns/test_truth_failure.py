@@ -9,7 +9,7 @@ pytestmark = pytest.mark.netns
 
 CASES = {
     "without the capability to enter the initial network namespace": (
-        ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"], 3, "CAP_SYS_ADMIN is needed",
+        ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"], 3, "missing CAP_SYS_ADMIN",
     ),
     "where /proc shows none": (
         ["unshare", "--pid", "--fork", "--mount-proc"], 4, "/proc shows another network namespace as the initial one",

@@ -1,10 +1,13 @@
-"""Where tests of the control socket put it."""
+"""What tests of tasks begin with: a host, a gate for first packets, a place for the control socket."""
 
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.fakes.gates import a_gate
+from tests.hosts import open_host
 
 
 @pytest.fixture
@@ -23,3 +26,15 @@ def file(directory: Path) -> Path:
 @pytest.fixture
 def path(file: Path) -> str:
     return str(file)
+
+
+@pytest.fixture
+def host():
+    with open_host() as made:
+        yield made
+
+
+@pytest.fixture
+def gate():
+    with a_gate() as made:
+        yield made

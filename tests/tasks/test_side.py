@@ -5,8 +5,6 @@ import gc
 import struct
 
 import pytest
-import trio
-import trio.testing
 
 from tests.craft import tcp, udp
 from tests.fakes.devices import (
@@ -341,16 +339,3 @@ def test_a_send_that_fails_is_a_packet_lost_and_counted(name, uplink, tunnel, ta
     send(side, opened(table, FLOW, side.way(), protocol=TCP).original, tcp(OUTSIDE))
 
     assert {"received": 0, "receive_drops": 0, f"send_{errno.ENOBUFS}": 1} == side.device.statistics()
-
-
-async def test_a_closed_device_wakes_who_waits_for_it(uplink):
-    async def wait():
-        with pytest.raises(trio.ClosedResourceError):
-            await trio.lowlevel.wait_readable(uplink.socket.fileno())
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
-        await trio.testing.wait_all_tasks_blocked()
-        uplink.device.close()
-
-    assert uplink.device.closed

@@ -6,9 +6,8 @@ kept from events) is one more at the head of the list.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tunsplit.process import Process
 
@@ -23,8 +22,7 @@ class Certainty(Enum):
     GONE = "gone"  # there was a socket, and no process holds it any more
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """Every process that may have sent the flow, at least one."""
 
     holders: tuple[Process, ...]
@@ -36,8 +34,7 @@ class Owner:
         return self.holders[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Attribution:
+class Attribution(NamedTuple):
     """A source's answer: `how` the owner was found, in a word; the sockets' inodes, and the cookie if it was one."""
 
     how: str

@@ -12,6 +12,7 @@ nothing, and remembers that the answer was given. GONE is forgotten: the next pa
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from tunsplit.engine.attribution import Attribution, Owner
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
@@ -60,8 +61,7 @@ ECHO_S = 60.0  # RFC 5508 REQ-1: not less than 60 seconds
 OTHER_S = 600.0
 
 
-@dataclass(slots=True, frozen=True)
-class App:
+class App(NamedTuple):
     """Whom a flow belongs to, as far as it was found."""
 
     pid: int

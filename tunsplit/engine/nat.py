@@ -152,8 +152,7 @@ class Nat:
         inbound = self.inbound(way.device)
         if inbound.find(protocol, reply_key) is not None:
             raise ValueError("two flows with one reply four-tuple")
-        flow.original = _rewrite(flow, key, outside, way, now)
-        flow.reply = _rewrite(flow, reply_key, reversed_key(key), way, now)
+        flow.original, flow.reply = _rewrites(flow, way, now)
         self._enter(flow, now)
         inbound.add(protocol, reply_key, flow.reply)
         if port is not None:
@@ -180,8 +179,7 @@ class Nat:
         """
         outside = key if port is None else _outside(key, way.source, port)
         flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, translated=False)
-        flow.original = _rewrite(flow, key, outside, way, now)
-        flow.reply = _rewrite(flow, reversed_key(outside), reversed_key(key), way, now)
+        flow.original, flow.reply = _rewrites(flow, way, now)
         self._enter(flow, now)
         return flow
 
@@ -294,24 +292,31 @@ def _outside(key: bytes, source: bytes, port: int | None) -> bytes:
     return source + destination_of(key) + ports
 
 
-def _rewrite(flow: Flow, old: bytes, new: bytes, way: Way, now: float) -> Rewrite:
-    header = 20 if len(old) == 12 else 40
-    source, destination = _delta(source_of(old), source_of(new)), _delta(destination_of(old), destination_of(new))
-    addresses = (source + destination) % 0xFFFF if source and destination else source or destination
-    ports = checksum_delta(old[-4:], new[-4:])
-    return Rewrite(
-        flow=flow,
-        four_tuple=new,
-        check_at=header + CHECKSUM_AT.get(flow.protocol, 0),
-        shortest=header + _SHORTEST.get(flow.protocol, 0),
-        ip_delta=addresses if len(old) == 12 else 0,
-        # ICMP's checksum has no pseudo-header (RFC 792): only the identifier moves it.
-        transport_delta=ports if flow.protocol == ICMP else (addresses + ports) % 0xFFFF,
-        pseudo_delta=0 if flow.protocol == ICMP else addresses,
-        device=way.device,
-        next_hop=way.next_hop,
-        last_seen=now,
+def _rewrites(flow: Flow, way: Way, now: float) -> tuple[Rewrite, Rewrite]:
+    """The original's and the reply's: what the one adds to a sum the other takes away."""
+    key, outside = flow.key, flow.outside
+    version4 = len(key) == 12
+    header = 20 if version4 else 40
+    source, destination = (
+        _delta(source_of(key), source_of(outside)),
+        _delta(destination_of(key), destination_of(outside)),
     )
+    addresses = (source + destination) % 0xFFFF if source and destination else source or destination
+    ports = checksum_delta(key[-4:], outside[-4:])
+    check_at = header + CHECKSUM_AT.get(flow.protocol, 0)
+    shortest = header + _SHORTEST.get(flow.protocol, 0)
+    # ICMP's checksum has no pseudo-header (RFC 792): only the identifier moves it.
+    transport = ports if flow.protocol == ICMP else (addresses + ports) % 0xFFFF
+    pseudo = 0 if flow.protocol == ICMP else addresses
+    original = Rewrite(
+        flow, outside, check_at, shortest, addresses if version4 else 0, transport, pseudo,
+        way.device, way.next_hop, now,
+    )  # fmt: skip
+    reply = Rewrite(
+        flow, reversed_key(key), check_at, shortest, -addresses % 0xFFFF if version4 else 0, -transport % 0xFFFF,
+        -pseudo % 0xFFFF, way.device, way.next_hop, now,
+    )  # fmt: skip
+    return original, reply
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ unless a rule says `force`, or somebody has said so by hand.
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tunsplit.engine.attribution import Certainty, Owner
 from tunsplit.engine.reasons import Reasons, Standing, standing_of
@@ -49,8 +50,7 @@ MARKED = {Standing.EXCLUDED: Verdict.UPLINK, Standing.INCLUDED: Verdict.TUNNEL}
 LOCAL_RESOLVER = "local resolver"  # the reason of its verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """A verdict and why, in a few words that users' scripts may rely on."""
 
     verdict: Verdict

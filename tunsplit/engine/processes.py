@@ -266,6 +266,17 @@ class ProcessTree:
             return []
         return [one.image.process for one in (node, *line_of(node)) if one.image.process is not None]
 
+    def recall(self, pid: int) -> tuple[Process, bool] | None:
+        """What a living process is as of the last event, and whether it has descendants; None: that was not read yet.
+
+        Its arguments and its control group may be others by now. Its parent: the one it was born of, 0 if that is dead.
+        """
+        node = self._nodes.get(pid)
+        if node is None or not node.alive or node.start_time is None or (read := node.image.process) is None:
+            return None
+        parent = node.parent.pid if node.parent is not None and node.parent.alive else 0
+        return read._replace(pid=pid, start_time=node.start_time, parent=parent), bool(node.children)
+
     def birth(self, pid: int, start_time: int) -> Birth | None:
         """How we know of this process, if we do."""
         node = self._find(pid, start_time)

@@ -11,12 +11,18 @@ own, and its last rule closes the way:
     79  ports 53 and 853                   → the tun
     80  local network, if allowed          → the local network's table
     81  everything else of this host       → the tun
-    82  what this host forwards            → refused
-    83  what names a device                → unreachable
+    82  IPv6 datagrams that name a device  → that device, where nftables marks them for the tun
+    83  what this host forwards            → refused
+    84  what else names a device           → unreachable
 
 `iif lo` on a rule means "sent by this host" (net/core/fib_rules.c: flowi_iif is lo's for local output and for
 reverse-path look-ups). Every table ends in `unreachable default` at a metric worse than any, so that a device that
 vanishes closes its way and nothing falls through to a later rule.
+
+A look-up that names a device finds no route of another: of IPv6 it falls through to the end of the block, and IPv4 then
+takes its destination for on-link (net/ipv4/route.c, ip_route_output_key_hash_rcu). What is to be steered has to find a
+way first, so that nftables meets it; IPv6 is given one for datagrams alone, and once: the mark that steers does not
+match it, so that a socket that is bound to the device finds nothing the second time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -55,6 +61,7 @@ from tunsplit.names import (
     PRIORITY_FORWARDED,
     PRIORITY_LAN,
     PRIORITY_MARKED,
+    PRIORITY_NAMED,
     PRIORITY_STEERED,
     PRIORITY_TRANSPORT,
     PRIORITY_TUN,
@@ -62,13 +69,14 @@ from tunsplit.names import (
     ROUTE_PROTOCOL,
     TABLE_FORWARDED,
     TABLE_LAN,
+    TABLE_NAMED,
     TABLE_TUN,
     TABLE_TUNNEL,
     TABLE_UPLINK,
     TABLES,
 )
 
-TCP, UDP = 6, 17
+TCP, UDP, ICMPV6 = 6, 17, 58
 DNS_PORTS = (53, 853)
 DHCP_PORTS = {4: (68, 67), 6: (546, 547)}  # client, server
 
@@ -115,6 +123,7 @@ def plan(settings: SteeringSettings, snapshot: Snapshot, sides: Sides, tun: TunF
         *_closing(closed),
         *_tun_routes(tun.link, addresses),
         *_side_routes(snapshot, sides, families),
+        *_named_routes(sides, addresses),
         *lan.routes(),
     ]
     rules = [rule for family in closed for rule in _rules(settings, family)]
@@ -144,8 +153,8 @@ def _lan(settings: SteeringSettings, snapshot: Snapshot, sides: Sides, tun: TunF
 def _closing(families: Iterable[int]) -> Iterator[Route]:
     for family in families:
         for table in TABLES:
-            if table == TABLE_LAN:
-                continue  # what is not local goes on to the next rule
+            if table in (TABLE_LAN, TABLE_NAMED):
+                continue  # what is not in them goes on to the next rule
             yield Route(
                 EVERYWHERE[family], table, metric=LAST_METRIC, type=RouteType.UNREACHABLE, protocol=ROUTE_PROTOCOL
             )
@@ -168,6 +177,16 @@ def _side_routes(snapshot: Snapshot, sides: Sides, families: Iterable[int]) -> I
                 yield from _copied(snapshot, tunnel, family, TABLE_TUNNEL)
             if not tunnel.link.is_layer2 or tunnel.gateway(family) is None:
                 yield _on_link(EVERYWHERE[family], TABLE_TUNNEL, tunnel.link)
+
+
+def _named_routes(sides: Sides, addresses: Iterable[IPInterface]) -> Iterator[Route]:
+    # Without a gateway, which the kernel would probe (net/ipv6/route.c, rt6_probe). From the tun's address, as any
+    # other packet that is on its way there.
+    for address in addresses:
+        if address.version == 6:
+            for rank, side in enumerate(filter(None, (sides.uplink(6), sides.tunnel_of(6)))):
+                route = _on_link(EVERYWHERE[6], TABLE_NAMED, side.link)
+                yield replace(route, metric=TUN_METRIC + rank, prefsrc=address.ip)
 
 
 def _copied(snapshot: Snapshot, side: SideFacts, family: int, table: int) -> Iterator[Route]:
@@ -213,6 +232,10 @@ def _rules(settings: SteeringSettings, family: int) -> Iterator[Rule]:
     if settings.lan_allow:
         yield replace(local, priority=PRIORITY_LAN, table=TABLE_LAN)
     yield replace(local, priority=PRIORITY_TUN, table=TABLE_TUN)
+    if family == 6:
+        # TCP names a device by being bound to it alone, and is refused at once.
+        for protocol in (UDP, ICMPV6):
+            yield replace(local, priority=PRIORITY_NAMED, fwmark=0, ipproto=protocol, table=TABLE_NAMED)
     yield Rule(family, PRIORITY_FORWARDED, table=TABLE_FORWARDED, protocol=ROUTE_PROTOCOL)
     if family == 4:
         # By a table, whose route has global scope: the search for a gateway goes on to main, and finds it. IPv6 looks

@@ -32,6 +32,12 @@ NEEDED = (
 )
 
 
+def named(name: str) -> Capability:
+    """The needed capability of this name."""
+    (found,) = (capability for capability in NEEDED if capability.name == name)
+    return found
+
+
 def effective(status: str | None = None) -> frozenset[Capability]:
     """Return which of the needed capabilities this process has.
 
@@ -47,6 +53,13 @@ def missing() -> list[Capability]:
     """Return the required capabilities that this process lacks."""
     there = effective()
     return [capability for capability in NEEDED if capability.required and capability not in there]
+
+
+def complaint(capabilities: Iterable[Capability]) -> str:
+    """Say in one line which capabilities are missing, what each is for, and what to do about it."""
+    capabilities = tuple(capabilities)
+    names = ", ".join(f"{capability.name} ({capability.why})" for capability in capabilities)
+    return f"missing {names}: {how_to_grant(capabilities)}"
 
 
 def how_to_grant(capabilities: Iterable[Capability]) -> str:

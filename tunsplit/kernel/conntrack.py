@@ -9,11 +9,10 @@ network namespace until a rule of its own asks for it (`ct …`), and nothing is
 
 import errno
 import socket
-from struct import Struct
 from typing import NamedTuple
 
-from tunsplit.errors import KernelError
-from tunsplit.kernel.netlink import NLM_F_REQUEST, NetlinkSocket, Refused, attribute, attributes, nested
+from tunsplit.errors import KernelError, PermissionMissing
+from tunsplit.kernel.netlink import NetlinkSocket, Refused, attribute, attributes, nested
 
 NETLINK_NETFILTER = 12
 IPCTNL_MSG_CT_GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK
@@ -27,8 +26,8 @@ CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 
 # What the kernel answers where connection tracking is not built in, or its module is absent.
 ABSENT = frozenset((errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT))
-
-pack_nfgenmsg = Struct("!BBH").pack  # family · version 0 · resource id
+# In the place of what each request has of its own.
+_SOURCE, _DESTINATION, _PROTOCOL, _SPORT, _DPORT = b"\xf1" * 4, b"\xf2" * 4, b"\xf3", b"\xf4" * 2, b"\xf5" * 2
 
 
 class Tuple(NamedTuple):
@@ -48,7 +47,12 @@ class Entry(NamedTuple):
 
 
 class Conntrack:
-    """Exact look-ups in the network namespace that it was made in."""
+    """Exact look-ups in the network namespace that it was made in.
+
+    Raises:
+        PermissionMissing: this process may not ask there.
+        KernelError: ctnetlink cannot answer.
+    """
 
     def __init__(self) -> None:
         self._socket: NetlinkSocket | None = None
@@ -57,6 +61,11 @@ class Conntrack:
             self.find(socket.IPPROTO_UDP, bytes(4), bytes(4), 0, 0)
         except Refused as error:
             self.close()
+            if error.errno == errno.EPERM:
+                raise PermissionMissing(
+                    f"{error}: CAP_NET_ADMIN counts in the user namespace that owns this network namespace; start "
+                    "tunsplit outside of its user namespace, or make the network namespace inside it"
+                ) from error
             if error.errno not in ABSENT:
                 raise
         except KernelError:  # no netfilter in this kernel
@@ -92,28 +101,14 @@ class Conntrack:
         """
         if self._socket is None:
             return None
-        version4 = len(source) == 4
-        family, src, dst = (
-            (socket.AF_INET, CTA_IP_V4_SRC, CTA_IP_V4_DST)
-            if version4
-            else (socket.AF_INET6, CTA_IP_V6_SRC, CTA_IP_V6_DST)
-        )
-        body = pack_nfgenmsg(family, 0, 0) + nested(
-            CTA_TUPLE_ORIG,
-            nested(CTA_TUPLE_IP, attribute(src, source), attribute(dst, destination)),
-            nested(
-                CTA_TUPLE_PROTO,
-                attribute(CTA_PROTO_NUM, bytes((protocol,))),
-                attribute(CTA_PROTO_SRC_PORT, sport.to_bytes(2)),
-                attribute(CTA_PROTO_DST_PORT, dport.to_bytes(2)),
-            ),
-        )
-        try:
-            answer = self._socket.get("conntrack", IPCTNL_MSG_CT_GET, NLM_F_REQUEST, body)
-        except Refused as error:
-            if error.errno == errno.ENOENT:
-                return None
-            raise
+        src, dst, (first, second, third, fourth, fifth, last) = _LAYOUTS[len(source)]
+        body = b"".join((
+            first, source, second, destination, third, bytes((protocol,)),
+            fourth, sport.to_bytes(2), fifth, dport.to_bytes(2), last,
+        ))  # fmt: skip
+        answer = self._socket.look_up("conntrack", IPCTNL_MSG_CT_GET, body)
+        if answer is None:
+            return None
         found = attributes(answer, NFGENMSG_SIZE)
         return Entry(_parse_tuple(found[CTA_TUPLE_ORIG], src, dst), _parse_tuple(found[CTA_TUPLE_REPLY], src, dst))
 
@@ -127,3 +122,29 @@ def _parse_tuple(data: bytes, src: int, dst: int) -> Tuple:
         int.from_bytes(ports[CTA_PROTO_SRC_PORT]),
         int.from_bytes(ports[CTA_PROTO_DST_PORT]),
     )
+
+
+def _layout(family: int, size: int, src: int, dst: int) -> tuple[int, int, list[bytes]]:
+    """A request for addresses of this size, cut at what each has of its own; and the attributes of the addresses."""
+    source, destination = _SOURCE * (size // 4), _DESTINATION * (size // 4)
+    request = bytes((family, 0, 0, 0)) + nested(  # struct nfgenmsg: version and resource id are 0
+        CTA_TUPLE_ORIG,
+        nested(CTA_TUPLE_IP, attribute(src, source), attribute(dst, destination)),
+        nested(
+            CTA_TUPLE_PROTO,
+            attribute(CTA_PROTO_NUM, _PROTOCOL),
+            attribute(CTA_PROTO_SRC_PORT, _SPORT),
+            attribute(CTA_PROTO_DST_PORT, _DPORT),
+        ),
+    )
+    pieces = []
+    for own in (source, destination, _PROTOCOL, _SPORT, _DPORT):
+        piece, _, request = request.partition(own)
+        pieces.append(piece)
+    return src, dst, [*pieces, request]
+
+
+_LAYOUTS = {
+    4: _layout(socket.AF_INET, 4, CTA_IP_V4_SRC, CTA_IP_V4_DST),
+    16: _layout(socket.AF_INET6, 16, CTA_IP_V6_SRC, CTA_IP_V6_DST),
+}

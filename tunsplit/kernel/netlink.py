@@ -119,6 +119,7 @@ class NetlinkSocket:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         self._sequence = itertools.count(1)
         self._interrupted = False
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         self.port: int = self._socket.getsockname()[0]
 
     def close(self) -> None:
@@ -149,6 +150,26 @@ class NetlinkSocket:
         for _, answer in self._ask(what, kind, flags | NLM_F_ACK, body):
             found = answer
         return found
+
+    def look_up(self, what: str, kind: int, body: bytes) -> bytes | None:
+        """Ask for one object by its key; return the body of the answer, or None where there is no such object.
+
+        Raises:
+            Refused: the kernel's no.
+        """
+        sequence = self.next_sequence()
+        self._send(what, HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, sequence, 0) + body)
+        while True:
+            answer = self._receive(what)
+            size, answered, flags, number, _ = HEADER.unpack_from(answer)
+            if number != sequence:
+                continue  # of a question that was given up
+            if answered != NLMSG_ERROR:
+                return answer[16:size]
+            code, words = error_of(flags, answer[16:size])
+            if code == errno.ENOENT:
+                return None
+            raise Refused(what, code, words)
 
     def dump(self, what: str, kind: int, body: bytes) -> list[tuple[int, bytes]]:
         """Ask for all objects that fit; return (type, body) of each.
@@ -207,9 +228,10 @@ class NetlinkSocket:
 
     def _receive(self, what: str) -> bytes:
         try:
-            return self._socket.recv(RECEIVE_SIZE)
+            size = self._socket.recv_into(self._buffer)  # recv() would ask for fresh memory of this size each time
         except OSError as error:
             raise Refused(what, error.errno or errno.EIO) from error
+        return bytes(self._buffer[:size])
 
 
 def _done(content: bytes) -> tuple[int, str]:

@@ -33,6 +33,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from tunsplit.errors import KernelError, PermissionMissing
+from tunsplit.kernel import caps
 from tunsplit.kernel.netlink import NLMSG_DONE, message
 from tunsplit.kernel.procpid import parse_stat
 
@@ -227,7 +228,7 @@ def _in_initial_network(function: Callable[[], socket.socket]) -> socket.socket:
             if libc.setns(descriptor, CLONE_NEWNET):
                 number = ctypes.get_errno()
                 if number == errno.EPERM:
-                    raise PermissionMissing("CAP_SYS_ADMIN is needed to enter the initial network namespace")
+                    raise PermissionMissing(caps.complaint([caps.named("CAP_SYS_ADMIN")]))
                 raise KernelError(f"setns: {os.strerror(number)}")
         finally:
             os.close(descriptor)

@@ -21,7 +21,7 @@ cgroup (it may be moved). Holders are read anew for every flow.
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from tunsplit.kernel.cgroup import Cgroups
@@ -38,6 +38,13 @@ RELATIVES = 32  # children whose descriptor a recheck compares
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+
+
+class Recalled(NamedTuple):
+    """A living process as it is known without a look at /proc, and whether any other was born of it."""
+
+    process: Process
+    has_children: bool
 
 
 class Holder(NamedTuple):
@@ -57,6 +64,8 @@ class Processes:
 
     def __init__(self, keys: frozenset[str] = frozenset()) -> None:
         self.keys = keys
+        # Says what a process is as of this moment; None: it is to be read.
+        self.recall: Callable[[int], Recalled | None] = lambda _: None
         self._cgroups = Cgroups()
         self._user_namespace = os.readlink("/proc/self/ns/user")
         self._owners: dict[int, tuple[int, str]] = {}  # inode → pid, descriptor
@@ -252,16 +261,19 @@ class Processes:
         return Holder(process, descriptor)
 
     def _confirm_alone(self, pid: int, descriptor: str, link: str) -> Holder | None:
-        holder = self._confirm(pid, descriptor, link)
+        """The holder whose descriptor has just shown `link`, if none of its relatives shows it too."""
+        recalled = self.recall(pid)
+        # What it is as of before the descriptor was read need not be asked again.
+        holder = self._confirm(pid, descriptor, link) if recalled is None else Holder(recalled.process, descriptor)
         if holder is None:
             return None
         if not self._alone.get((pid, holder.process.start_time)):
             return None
-        relatives = children(pid)
+        relatives = children(pid) if recalled is None or recalled.has_children else []
         if relatives is None or len(relatives) > RELATIVES:
             return None
         for relative in (holder.process.parent, *relatives):
-            if read_link(f"/proc/{relative}/fd/{descriptor}") == link:
+            if relative and read_link(f"/proc/{relative}/fd/{descriptor}") == link:
                 return None
         self._rechecked += 1
         self._remember(int(link[8:-1]), [holder])

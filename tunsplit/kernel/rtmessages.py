@@ -258,7 +258,8 @@ def decode_rule(body: bytes) -> Rule | None:
         priority=_u32(found, FRA_PRIORITY),
         action=Action(action),
         table=_u32(found, FRA_TABLE, table),
-        fwmark=_u32(found, FRA_FWMARK) if FRA_FWMARK in found else None,
+        # A mark of 0 is told by its mask alone (net/core/fib_rules.c, fib_nl_fill_rule).
+        fwmark=_u32(found, FRA_FWMARK) if found.keys() & {FRA_FWMARK, FRA_FWMASK} else None,
         iif=_text(iif) if iif else None,
         oif=_text(oif) if oif else None,
         source=ip_network(version, source, source_prefix) if source else None,

@@ -25,7 +25,7 @@ from tunsplit.engine.reasons import Reasons
 from tunsplit.engine.rules import keys_of
 from tunsplit.errors import KernelError
 from tunsplit.kernel.procevents import BATCH, Event, Exec, Exit, Fork, Overrun, ProcessEvents, UidChanged
-from tunsplit.kernel.procfs import Processes
+from tunsplit.kernel.procfs import Processes, Recalled
 from tunsplit.process import Process
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ SAVE_S = 1.0  # how much of the tree a SIGKILL may cost; whoever was born since 
 RETRY_S = 1.0
 MOST_BATCHES = 256  # of events before one packet is judged: a fork bomb must not keep us for ever
 MOST_ROUNDS = 8  # of programs that are read while others are started
+UNTOLD = frozenset(("cmdline", "cgroup"))  # what may change without an event
+KEPT_S = 7 * 86400.0  # for how long a tree that no daemon keeps is there for the next one
 GAP_S = 60.0  # without us, after which who was born meanwhile is believed as at a first start
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,10 @@ class Judge:
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._saved: bytes | None = None
         processes.keys = keys_of(policy.rules)
+        processes.recall = self.recall
         saved, recent = self._load()
+        if state_file is not None:
+            sweep(state_file.parent)
         self.tree = processstate.load(saved, policy.rules, self._look_at_all(), recent=recent)
 
     # Judging
@@ -104,10 +109,17 @@ class Judge:
             # Not read yet, or changed in what no event tells: its arguments, its control group.
             self.look_again(process.pid)
             reasons = self.tree.reasons(process.pid, process.start_time)
-        elif self._processes.keys & {"cmdline", "cgroup"} and (image := self.tree.image(process.pid)) is not None:
+        elif self._processes.keys & UNTOLD and (image := self.tree.image(process.pid)) is not None:
             self.tree.look(process, image)
             reasons = self.tree.reasons(process.pid, process.start_time)
         return reasons
+
+    def recall(self, pid: int) -> Recalled | None:
+        """What a process is as far as events tell; None where it has to be read."""
+        if self._processes.keys & UNTOLD:
+            return None
+        recalled = self.tree.recall(pid)
+        return None if recalled is None else Recalled(*recalled)
 
     def look_again(self, pid: int) -> Process | None:
         """Read a process and its ancestors anew."""
@@ -265,6 +277,20 @@ class Judge:
         if not isinstance(saved, dict) or saved.get("boot") != self._boot:
             return None, False
         return saved.get("tree"), _now() - status.st_mtime < GAP_S
+
+
+def sweep(directory: Path) -> None:
+    """Forget the trees of network namespaces that are gone, or have been without a daemon for days."""
+    for file in directory.glob("processes-*"):
+        try:
+            touched = file.lstat().st_mtime
+            # While it is written, a file has the time of day (`save_now`), which is later than any since boot.
+            if (_now() if touched <= _now() else time.time()) - touched > KEPT_S:
+                file.unlink()
+        except FileNotFoundError:
+            continue  # its daemon has put it in its place meanwhile, or has swept too
+        except OSError as error:
+            logger.warning("an old process tree cannot be removed", extra={"error": str(error)})
 
 
 def _now() -> float:

@@ -197,8 +197,8 @@ class LocalResolvers:
             if not any(rule.force for rule in rules):
                 raise ConfigError(
                     f"[[app]] #{rules[0].number} ({rules[0].label}): found a rule that covers {resolver.words}, "
-                    "a local resolver; beside the tunnel it would ask there for the names of included apps. Expected a rule "
-                    "that leaves it out, or, if this is meant, `force = true` (`tunsplit app add --force`)"
+                    "a local resolver; beside the tunnel it would ask there for the names of included apps. Expected a "
+                    "rule that leaves it out, or, if this is meant, `force = true` (`tunsplit app add --force`)"
                 )
 
     def covered(self, policy: Policy, lineage: Lineage | None = None) -> Iterator[tuple[LocalResolver, list[Rule]]]:

@@ -119,7 +119,7 @@ class PortChoice:
     def _is_taken(self, protocol: int, key: bytes, way: Way, port: int) -> bool:
         if protocol not in (TCP, UDP):
             return False
-        if self._diag.is_bound(protocol, way.source, port):
+        if self._diag.is_bound(protocol, 4 if len(way.source) == 4 else 6, port):
             return True
         peer_port = int.from_bytes(key[-2:], "big")
         return self._conntrack.has_entry(protocol, destination_of(key), way.source, peer_port, port)

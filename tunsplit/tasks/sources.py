@@ -5,7 +5,7 @@ sent the packet counts: UDP sockets that share a port, and for echo and the othe
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tunsplit.engine.attribution import Attribution, Certainty, Owner
 from tunsplit.engine.direction import destination_of, source_of
@@ -18,8 +18,7 @@ MOST_EARLY = 4096  # flows whose holder is noted while they wait for the search
 NO_SOCKET = Attribution("no socket", None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     how: str
     inodes: tuple[int, ...]
     cgroup_id: int | None = None
@@ -55,7 +54,7 @@ class SocketSource:
         early = self._early.pop(four_tuple, {})
         found = self._find(protocol, four_tuple)
         if not found.inodes and early:  # sent by a program that has ended since
-            found = replace(found, inodes=tuple(early))
+            found = found._replace(inodes=tuple(early))
         while True:
             holders: list[Holder] = [early[inode] for inode in found.inodes if inode in early]
             held: set[int] = {inode for inode in found.inodes if inode in early}

@@ -15,7 +15,7 @@ All of it is done before a command returns. What waits in the tun by then meets 
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -261,7 +261,7 @@ class Switch:
         left = tuple(one for one in flow.owner.holders if self._processes.held_of(one.pid, sockets))
         if not left or len(left) == len(flow.owner.holders):
             return False
-        flow.owner = replace(flow.owner, holders=left)
+        flow.owner = flow.owner._replace(holders=left)
         return True
 
     def on_change(self, changed: set[tuple[int, int]]) -> None:
@@ -278,7 +278,7 @@ class Switch:
         for flow in flows:
             if flow.owner is not None and not held.isdisjoint(flow.sockets):
                 others = [one for one in flow.owner.holders if (one.pid, one.start_time) != process[:2]]
-                flow.owner = replace(flow.owner, holders=(*others, process))
+                flow.owner = flow.owner._replace(holders=(*others, process))
                 heirs.append(flow)
         self.rejudge(heirs)
 
@@ -324,7 +324,7 @@ class Switch:
             if flow.protocol == UDP:
                 self._admit.refused.pop((flow.protocol, flow.key), None)
             if flow.protocol == TCP:
-                self._admit.remember_refused(flow, replace(judgement, reason=f"switched: {judgement.reason}"), now)
+                self._admit.remember_refused(flow, judgement._replace(reason=f"switched: {judgement.reason}"), now)
         logger.info("flows ended by a switch", extra={"count": len(losers)})
 
     def _destroy(self, flow: Flow) -> bool:

@@ -1,0 +1,144 @@
+"""The end of flows, and what NAT keeps: no more than it must, for no longer."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import craft
+from tests.craft import ACK, FIN, ICMP, ICMPV6, RST, TCP, UDP, ends, tcp, udp
+from tests.world import BACK, BOTH, OUT, TUNNEL, UPLINK, World
+from tunsplit.engine.direction import destination_of, reversed_key, source_of
+from tunsplit.engine.flow import FlowEvent
+
+# The end
+
+
+@BOTH
+def test_after_its_end_no_packet_of_a_flow_passes(world, app, out, back, to_app, outside):
+    flow = world.open(app, outside=outside)
+
+    world.nat.end(flow, FlowEvent.BLOCK, world.now)
+    assert world.sent(udp(app)) is None
+    assert world.received(udp(back)) is None
+    assert 0 == len(world.nat)
+    assert [] == list(world.nat)
+    with pytest.raises(KeyError):
+        world.nat.end(flow, FlowEvent.BLOCK, world.now)
+    with pytest.raises(KeyError):
+        world.nat.close(flow)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "seconds"), [(UDP, 300), (ICMP, 60), (TCP, 240), (craft.GRE, 600)], ids=["udp", "icmp", "tcp", "gre"]
+)
+def test_an_idle_flow_ends_at_its_time_and_not_before(world, protocol, seconds):
+    text = "10.128.0.1:5000 > 1.1.1.1:0" if protocol in (ICMP, craft.GRE) else OUT
+    world.open(text, outside="192.0.2.7:40000", protocol=protocol)
+
+    assert 0 == world.later(seconds - 1)
+    assert 1 == world.later(2)
+    assert 0 == len(world.nat)
+
+
+def test_packets_of_either_direction_keep_a_flow_alive(world):
+    world.open(OUT, outside="192.0.2.7:40000")
+    for _ in range(5):
+        assert 0 == world.later(200)
+        assert world.sent(udp(OUT)) is not None
+        assert 0 == world.later(200)
+        assert world.received(udp(BACK)) is not None
+    assert 1 == world.later(302)
+
+
+def test_an_established_connection_stays_for_two_hours_and_a_closed_one_for_its_last_packets(world):
+    for flags in (ACK, ACK, FIN | ACK):
+        flow = world.nat.outbound.find(TCP, ends(OUT).key)
+        if flow is None:
+            world.open(OUT, outside="192.0.2.7:40000", protocol=TCP)
+            world.sent(tcp(OUT))
+            world.received(tcp(BACK))
+        world.sent(tcp(OUT, flags=flags))
+
+    assert 0 == world.later(7000)
+    assert world.received(tcp(BACK, flags=FIN | ACK)) is not None
+    assert 0 == world.later(9)
+    assert world.sent(tcp(OUT)) is not None  # the last ACK
+    assert 0 == world.later(9)
+    assert 1 == world.later(2)
+
+
+def test_what_has_ended_is_kept_nowhere(world):
+    """2,000 connections a second, each closed at once, must not pile up until they would have been idle."""
+    for number in range(3000):
+        port = 40000 + number % 200
+        if number >= 200 and number % 200 == 0:
+            world.later(70)
+        world.open(OUT, outside=f"192.0.2.7:{port}", protocol=TCP)
+        world.sent(tcp(OUT, flags=RST))
+        (flow,) = world.nat
+        world.nat.end(flow, FlowEvent.TIMEOUT, world.now)
+        for pool in world.nat.pools.values():
+            pool.rested(world.now + 100)
+
+    assert [{}, {}] == [world.nat._due, world.nat._closing]  # noqa: SLF001  # what would pile up
+
+
+def test_the_clock_may_start_anywhere_and_time_without_flows_costs_nothing(world):
+    assert 0 == world.nat.expire(1e12)
+    world.now = 1e12
+    world.open(OUT, outside="192.0.2.7:40000")
+    assert 0 == world.later(299)
+    assert 1 == world.later(2)
+
+
+# The bounds
+
+
+def test_a_full_table_takes_the_place_of_what_closed_first():
+    world = World(most_flows=2)
+    texts = [f"10.128.0.1:{port} > 1.1.1.1:80" for port in (5001, 5002)]
+    flows = [world.open(text, outside=f"192.0.2.7:{40001 + at}", protocol=TCP) for at, text in enumerate(texts)]
+    assert not world.nat.has_room(world.now)
+    assert not world.nat.end_oldest_closing(world.now)
+    assert 1 == world.nat.statistics()["table_full"]
+
+    world.sent(tcp(texts[1], flags=RST))
+    world.sent(tcp(texts[0], flags=RST))
+    assert world.nat.has_room(world.now)
+    assert [flows[0]] == list(world.nat)
+    assert world.nat.has_room(world.now)
+
+
+def test_flows_are_found_by_their_device(world):
+    first = world.open(OUT, outside="192.0.2.7:40000")
+    second = world.open("10.128.0.1:5001 > 1.1.1.1:443", outside="10.64.0.2:40001", device=TUNNEL)
+
+    assert [first] == world.nat.flows_of([UPLINK])
+    assert {first, second} == set(world.nat.flows_of([UPLINK, TUNNEL]))
+    world.nat.end(second, FlowEvent.BLOCK, world.now)
+    world.nat.forget_device(TUNNEL)
+    world.nat.forget_device(TUNNEL)
+    assert [] == world.nat.flows_of([TUNNEL])
+
+
+def test_statistics_count_what_grows(world):
+    world.open(OUT, outside="192.0.2.7:40000")
+    statistics = world.nat.statistics()
+
+    assert (1, 1, 1, 0, 1) == tuple(
+        statistics[name] for name in ("flows", "opened", "mappings", "closing", "ports_udp_live")
+    )
+
+
+@pytest.mark.parametrize("protocol", [ICMP, ICMPV6])
+def test_echo_never_takes_the_fast_path(world, protocol):
+    text = "10.128.0.1 > 1.1.1.1" if protocol == ICMP else "fd75::1 > 2001:db8::1"
+    world.echo(text, 7, outside="192.0.2.7:40000" if protocol == ICMP else "[2001:db8:50::2]:40000")
+
+    assert world.sent(craft.echo(text, 7)) is None
+
+
+@given(st.sampled_from((12, 36)).flatmap(lambda size: st.binary(min_size=size, max_size=size)))
+def test_a_four_tuple_turned_twice_is_itself(key):
+    assert key == reversed_key(reversed_key(key))
+    assert (source_of(key), key[-4:-2]) == (destination_of(reversed_key(key)), reversed_key(key)[-2:])

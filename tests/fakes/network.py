@@ -1,0 +1,77 @@
+"""The network task on a real host, without the rest of a daemon."""
+
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from typing import Any
+
+import trio
+import trio.testing
+
+from tests.fakes.devices import nat, opened
+from tests.hosts import FAR4, SETTINGS, TUN, TUN4
+from tunsplit.kernel.hostconfig import HostConfig
+from tunsplit.kernel.rtnetlink import Rtnetlink, RtnetlinkEvents
+from tunsplit.tasks.network import Network
+
+FLOW = f"{TUN4}:5000 > {FAR4}:53"
+
+
+class World:
+    """The network task's half of a daemon on a real host."""
+
+    def __init__(self, rtnetlink, events, tun_mtu=None):
+        self.nat = nat()
+        self.changes = 0
+        self.opened: list[str] = []
+        self.nursery: trio.Nursery
+        self.host_config = HostConfig(rtnetlink)
+        self.network = Network(
+            SETTINGS,
+            tun=TUN,
+            tun_addresses=(),
+            tun_mtu=tun_mtu,
+            nat=self.nat,
+            rtnetlink=rtnetlink,
+            events=events,
+            host_config=self.host_config,
+            protocols=frozenset(),
+        )
+        self.network.on_change = self._changed
+        self.network.on_device = lambda device: self.opened.append(device.side)
+
+    def _changed(self):
+        self.changes += 1
+
+    def way(self, side, destination=FAR4) -> Any:
+        address = ip_address(destination)
+        return self.network.way(side, address.version, address.packed)
+
+    def flow(self, side="uplink", text=FLOW, port=50000):
+        return opened(self.nat, text, self.way(side), port=port)
+
+    async def watch(self):
+        """Start to follow changes, and catch up with what was there before."""
+        self.nursery.start_soon(self.network.watch)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        await until(lambda: not self.network.failure)
+
+
+@asynccontextmanager
+async def a_world(**settings):
+    with Rtnetlink() as rtnetlink, RtnetlinkEvents(ignore_port=rtnetlink.port) as events:
+        world = World(rtnetlink, events, **settings)
+        try:
+            world.network.refresh()
+            async with trio.open_nursery() as nursery:
+                world.nursery = nursery
+                yield world
+                nursery.cancel_scope.cancel()
+        finally:
+            world.network.close()
+            world.host_config.release()
+
+
+async def until(condition):
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 -- the kernel sets no trio.Event
+            await trio.sleep(0.005)
