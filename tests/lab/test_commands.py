@@ -26,12 +26,20 @@ def tunsplit(*words, text=None, **environment):
 
 
 @pytest.mark.netns
-def test_the_demo_shows_every_app_on_its_side():
-    done = tunsplit("lab", "demo")
+@pytest.mark.parametrize("platform", ["linux", "android"])
+def test_the_demo_shows_every_app_on_its_side(platform):
+    done = tunsplit("lab", "demo", "--platform", platform)
 
     assert (0, "") == (done.returncode, done.stderr)
-    assert "All 13 went as expected." in done.stdout
-    for shown in ("203.0.113.10", "excluded-client", "included-client", "[[app]]", '"verdict": "uplink"'):
+    assert "All 19 went as expected." in done.stdout
+    for shown in (
+        "203.0.113.10",
+        "excluded-client",
+        "included-client",
+        "[[app]]",
+        '"verdict": "uplink"',
+        f"on platform {platform}",
+    ):
         assert shown in done.stdout
     assert " NO " not in done.stdout
 

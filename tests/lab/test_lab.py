@@ -121,6 +121,9 @@ async def test_the_http_server_sends_as_much_as_is_asked_for(lab):
     ("resolver", "role"),
     [
         ("192.168.50.53", "lan"),
+        ("fd50::53", "lan"),
+        ("192.168.50.54", "system"),
+        ("2001:db8:50::54", "system"),
         ("8.8.8.8", "public"),
         ("2001:4860:4860::8888", "public"),
         ("10.64.0.1", "relay"),

@@ -153,6 +153,10 @@ def _may_leave(facts: RulesetFacts) -> Iterator[str]:
     yield "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept"
     # Names are asked by the table or not at all, on the local network too.
     yield "meta l4proto { tcp, udp } th dport { 53, 853 } return"
+    # An answer that nobody waits for any more is quoted whole to whom the question was addressed: the quoted packet's
+    # source port, behind the header of ICMP and its own (RFC 792, RFC 4443 §3.1).
+    yield "icmp type destination-unreachable @th,224,16 { 53, 853 } return"
+    yield "icmpv6 type destination-unreachable @th,384,16 { 53, 853 } return"
     if facts.lan_allow and uplinks:
         yield from (f"oifname {uplinks} {rule}" for rule in _local(facts))
 

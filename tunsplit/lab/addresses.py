@@ -15,10 +15,14 @@ PICTURE = """\
  │ eth0 ───────────┼──────────┼─ 192.168.50.1     ├──────┤ 198.51.100.1           │
  │  192.168.50.2   │          │  2001:db8:50::1   │      │ 2001:db8:100::1        │
  │  2001:db8:50::2 │          │                   │      │                        │
- │                 │          │ resolver          │      │ resolver 8.8.8.8       │
- │ wg0 ════════╗   │          │  192.168.50.53    │      │  2001:4860:4860::8888  │
- │  10.64.0.2  ║   │          └─────────┬─────────┘      └────────────────────────┘
- │  fd64::2    ║   │          ┌─────────┴─────────┐
+ │                 │          │ LAN's resolver    │      │ public resolver        │
+ │ wg0 ════════╗   │          │  192.168.50.53    │      │  8.8.8.8               │
+ │  10.64.0.2  ║   │          │  fd50::53         │      │  2001:4860:4860::8888  │
+ │  fd64::2    ║   │          │ system's resolver │      └────────────────────────┘
+ │             ║   │          │  192.168.50.54    │
+ │             ║   │          │  2001:db8:50::54  │
+ │             ║   │          └─────────┬─────────┘
+ │             ║   │          ┌─────────┴─────────┐
  └─────────────╫───┘          │ 203.0.113.10      │
                ║              │ 2001:db8:113::10  │
                ║    tunnel    │                   │
@@ -45,6 +49,7 @@ def _addresses(*texts: str) -> Mapping[int, Address]:
 
 HOST = _interfaces("192.168.50.2/24", "2001:db8:50::2/64")
 ROUTER_LAN = _interfaces("192.168.50.1/24", "2001:db8:50::1/64")
+PRIVATE_LAN = _interfaces("192.168.50.1/24", "fd50::1/64")  # where the LAN's private addresses are
 ROUTER_RELAY = _interfaces("203.0.113.1/24", "2001:db8:113::1/64")
 ROUTER_INTERNET = _interfaces("198.51.100.254/24", "2001:db8:100::254/64")
 RELAY = _interfaces("203.0.113.10/24", "2001:db8:113::10/64")
@@ -53,9 +58,17 @@ SERVER = _interfaces("198.51.100.1/24", "2001:db8:100::1/64")
 HOST_TUNNEL = _interfaces("10.64.0.2/32", "fd64::2/128")
 RELAY_TUNNEL = _interfaces("10.64.0.1/24", "fd64::1/64")
 
-LAN_RESOLVER = _addresses("192.168.50.53")
 RELAY_RESOLVER = _addresses("10.64.0.1", "fd64::1")
+LAN_RESOLVER = _addresses("192.168.50.53", "fd50::53")
 PUBLIC_RESOLVER = _addresses("8.8.8.8", "2001:4860:4860::8888")
+SYSTEM_RESOLVER = _addresses("192.168.50.54", "2001:db8:50::54")  # what the host had before there was a VPN
+NOBODY = _addresses("192.0.2.53", "2001:db8:dead::53")  # there is no such host
+RESOLVERS = {
+    "relay": RELAY_RESOLVER,
+    "lan": LAN_RESOLVER,
+    "public": PUBLIC_RESOLVER,
+    "system": SYSTEM_RESOLVER,
+}
 
 TUNNEL_DEVICE = "wg0"
 TUNNEL_MTU = 1420  # wg-quick's: 1500 less WireGuard's 60 octets over IPv4 and 80 over IPv6

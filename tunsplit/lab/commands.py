@@ -12,8 +12,8 @@ import click
 import trio
 from rich.console import Console
 
-from tunsplit.lab import daemon, demo, programs
-from tunsplit.lab.addresses import IPERF_PORT, LAN_RESOLVER, PICTURE, PUBLIC_RESOLVER, RELAY_RESOLVER
+from tunsplit.lab import daemon, demo, dnstrials, programs
+from tunsplit.lab.addresses import IPERF_PORT, PICTURE, RESOLVERS
 from tunsplit.lab.lab import Lab, open_lab
 
 COPIED = ("curl", "ping", "iperf3", "dig")  # programs of which there is an excluded copy to try
@@ -42,13 +42,17 @@ def lab() -> None:
 
 
 @lab.command("demo")
-def demo_command() -> None:
-    """Show an excluded and an included app, and on which side each was seen.
+@click.option(
+    "--platform", type=click.Choice(list(dnstrials.TABLE)), default="linux", show_default=True,
+    help="Whose DNS table to show.",
+)  # fmt: skip
+def demo_command(platform: str) -> None:
+    """Show an excluded and an included app, on which side each was seen, and who answers their DNS questions.
 
     Exit code 1 if a single packet was seen where it was not expected.
     """
     console = Console(width=None if sys.stdout.isatty() else 140)
-    sys.exit(_run(partial(demo.run, console)))
+    sys.exit(_run(partial(demo.run, console, platform)))
 
 
 @lab.command(context_settings={"allow_interspersed_args": False})
@@ -134,7 +138,7 @@ async def _attach(opened: Lab, command: Sequence[str], environment: Environment)
 
 
 def _banner(opened: Lab, *, bare: bool) -> str:
-    resolvers = ", ".join(str(own[4]) for own in (RELAY_RESOLVER, LAN_RESOLVER, PUBLIC_RESOLVER))
+    resolvers = ", ".join(str(own[4]) for own in RESOLVERS.values())
     return f"""{PICTURE}
 {demo.describe_tunnel(opened)}
 You are on the host. {"tunsplit is not running." if bare else "tunsplit is running: tunsplit flows, tunsplit status."}

@@ -10,15 +10,18 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from tunsplit.lab import client
-from tunsplit.lab.addresses import PICTURE
+from tunsplit.lab import client, dnsclient, dnstrials
+from tunsplit.lab.addresses import PICTURE, PUBLIC_RESOLVER
 from tunsplit.lab.daemon import Daemon
+from tunsplit.lab.dnstrials import DnsOutcome, DnsTrial
 from tunsplit.lab.lab import BOTH, Lab, open_lab
 from tunsplit.lab.observer import Observer
+from tunsplit.lab.resolvers import NAME
 from tunsplit.lab.trials import Outcome, Trial, get_exit_code, tabulate
 
 PROTOCOLS = ("tcp", "udp", "icmp")
 CLIENT = Path(client.__file__)
+DNS_CLIENT = Path(dnsclient.__file__)
 
 NEXT = """\
 Try it by hand:
@@ -28,8 +31,8 @@ Then on your own host: config/wireguard.toml, sudo tunsplit check, sudo tunsplit
 """
 
 
-async def run(console: Console) -> int:
-    """Show it all; 0 if every packet was seen where it was expected, else 1."""
+async def run(console: Console, platform: str) -> int:
+    """Show it all, with this platform's DNS; 0 if every packet was seen where it was expected, else 1."""
     console.print("A throw-away network, in namespaces of its own; yours is not touched.\n")
     console.print(PICTURE, markup=False, highlight=False, soft_wrap=True)
     async with open_lab() as lab:
@@ -47,18 +50,21 @@ async def run(console: Console) -> int:
             ]
             console.print(tabulate(outcomes))
             flow = await _get_live_flow(lab, daemon, excluded)
+            answered = await ask_all(lab, daemon, platform, included, excluded)
     console.print(
         "One of them again, while it holds its connection open, as tunsplit flows --json has it:", markup=False
     )
     console.print_json(data=flow)
+    console.print(dnstrials.tabulate(platform, answered))
     console.print(NEXT, markup=False, highlight=False)
-    surprises = sum(not outcome.ok for outcome in outcomes) + (flow is None)
+    verdicts = [flow is not None, *(outcome.ok for outcome in outcomes), *(outcome.ok for outcome in answered)]
+    surprises = verdicts.count(False)
     console.print(
-        f"[bold red]{surprises} of {len(outcomes) + 1} did not go as expected.[/]"
+        f"[bold red]{surprises} of {len(verdicts)} did not go as expected.[/]"
         if surprises
-        else f"[green]All {len(outcomes) + 1} went as expected.[/]"
+        else f"[green]All {len(verdicts)} went as expected.[/]"
     )
-    return 1 if flow is None else get_exit_code(outcomes)
+    return 1 if surprises else get_exit_code(outcomes)
 
 
 def describe_tunnel(lab: Lab) -> str:
@@ -86,8 +92,8 @@ def plan(lab: Lab, program: Path, *, excluded: bool) -> list[Trial]:
     ]
 
 
-def _command(program: Path, *words: str) -> Sequence[str | os.PathLike[str]]:
-    return [program, "-I", "-S", CLIENT, *words]
+def _command(program: Path, *words: str, script: Path = CLIENT) -> Sequence[str | os.PathLike[str]]:
+    return [program, "-I", "-S", script, *words]
 
 
 async def try_out(lab: Lab, internet: Observer, program: Path, trial: Trial) -> Outcome:
@@ -110,6 +116,35 @@ async def try_out(lab: Lab, internet: Observer, program: Path, trial: Trial) -> 
         answer=done.stdout.strip(),
         error=done.stderr.strip() or ("" if done.returncode == 0 else f"exit code {done.returncode}"),
     )  # fmt: skip
+
+
+async def ask_all(lab: Lab, daemon: Daemon, platform: str, included: Path, excluded: Path) -> list[DnsOutcome]:
+    """Every row of a platform's table, one after the other, and both apps' questions in it."""
+    outcomes = []
+    for setting, cells in dnstrials.TABLE[platform].items():
+        lab.rewrite_config(lab.config([excluded], **dnstrials.configure(platform, setting)))
+        await daemon.command("reload")
+        for program, cell in zip((included, excluded), cells, strict=True):
+            outcomes.append(await ask(lab, program, DnsTrial(setting, program.name, cell)))
+    return outcomes
+
+
+async def ask(lab: Lab, program: Path, trial: DnsTrial) -> DnsOutcome:
+    """Ask a public resolver by UDP and TCP, IPv4 and IPv6, each time for another name, and look on both sides."""
+    answers, names = [], []
+    for protocol in ("udp", "tcp"):
+        for version in BOTH:
+            names.append(f"{program.name}-{trial.setting}-{protocol}{version}.{NAME}")
+            command = _command(program, protocol, str(PUBLIC_RESOLVER[version]), names[-1], script=DNS_CLIENT)
+            done = await lab.host.run(command, env={}, check=False)
+            said = done.stdout.strip() or done.stderr.strip() or f"exit code {done.returncode}"
+            answers.append(dnstrials.ROLE.get(said, said))
+    frames = []
+    for observer in (lab.uplink, lab.tunnel):
+        await observer.settle()
+        sent = [seen for seen in observer.seen() if seen.direction == "out"]
+        frames.append(sum(any(dnstrials.asks_for(seen, name) for name in names) for seen in sent))
+    return DnsOutcome(trial, answers, uplink=frames[0], tunnel=frames[1])
 
 
 async def _get_live_flow(lab: Lab, daemon: Daemon, program: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ Example:
         assert lab.uplink.seen("tcp", address=lab.server(4))
 """
 
+import itertools
 import signal
 import tomllib
 from collections.abc import AsyncGenerator, Collection, Iterable
@@ -18,7 +19,18 @@ from typing import Any
 
 import trio
 
-from tunsplit.lab import addresses, configuration, copies, daemon, leases, programs, resolvers, servers, topology
+from tunsplit.lab import (
+    addresses,
+    configuration,
+    copies,
+    daemon,
+    leases,
+    oddresolver,
+    programs,
+    resolvers,
+    servers,
+    topology,
+)
 from tunsplit.lab.addresses import TUNNEL_DEVICE, Address, format_host
 from tunsplit.lab.leases import Lease
 from tunsplit.lab.netns import Namespace
@@ -38,6 +50,8 @@ class Lab:
         host, router, relay, internet: its namespaces.
         uplink: observes the wire between host and router.
         tunnel: observes what comes out of the tunnel at the relay.
+        resolvers: by role: relay (in the tunnel), lan (private, on the uplink's network), public (on the internet),
+            system (on the uplink's network).
     """
 
     def __init__(self, lease: Lease, network: topology.Network, tunnel: Tunnel, captures: Path | None) -> None:
@@ -57,8 +71,10 @@ class Lab:
             find_sender=lambda: (self.host, TUNNEL_DEVICE) if tunnel.host.up else None,
             dump=captures and captures / "tunnel.pcapng",
         )
+        self.resolvers: dict[str, resolvers.Resolver] = {}
         self._tunnel = tunnel
         self._runs = 0
+        self._odd_hosts = itertools.count(100)  # of the addresses of odd resolvers, the last part
 
     @property
     def tunnel_kind(self) -> Kind:
@@ -144,6 +160,10 @@ class Lab:
         control = tomllib.loads(config).get("control", {})
         return path, Path(control.get("socket", "/run/tunsplit/tunsplit.sock"))
 
+    def rewrite_config(self, config: str) -> None:
+        """Edit the file that was written last, for a reload."""
+        (self.directory / f"tunsplit-{self._runs}.toml").write_text(config)
+
     def tunsplit(
         self, config: str | None = None, *, excluded: Iterable[str | Path] = ()
     ) -> AbstractAsyncContextManager[daemon.Daemon]:
@@ -160,6 +180,30 @@ class Lab:
         async with (namespace or self.internet).start(["iperf3", "-s", "-p", str(port), "--forceflush"]) as program:
             await program.wait_written("Server listening")
             yield program
+
+    @asynccontextmanager
+    async def odd_resolver(
+        self, role: str, behaviour: oddresolver.Behaviour, *, version: int = 4, delay_s: float = 0.5
+    ) -> AsyncGenerator[oddresolver.OddResolver]:
+        """A resolver that misbehaves, beside the block.
+
+        Args:
+            role: relay, lan or public: where it is.
+            behaviour: see `tunsplit.lab.oddresolver`.
+            version: of its address.
+            delay_s: how long a slow one takes.
+        """
+        namespace, device, network = {
+            "relay": (self.relay, "lo", addresses.RELAY_TUNNEL),
+            "lan": (self.router, "lan0", addresses.PRIVATE_LAN),
+            "public": (self.internet, "eth0", addresses.SERVER),
+        }[role]
+        address = network[version].network[next(self._odd_hosts)]
+        namespace.ip(f"address add {address} dev {device}")
+        odd = oddresolver.OddResolver(namespace, address, behaviour, delay_s)
+        async with programs.background() as nursery:
+            await nursery.start(odd.serve)
+            yield odd
 
     @asynccontextmanager
     async def observe(self, namespace: Namespace, device: str, **options: Any) -> AsyncGenerator[Observer]:
@@ -222,22 +266,20 @@ async def open_lab(
                 await ends.create_relay()
                 if tunnel is not None:
                     await ends.create_host()
-                await _populate(lab, nursery, stack)
+                await _populate(lab, nursery, stack, log=observe)
                 if observe:
                     _look(lab, nursery, stack)
                 yield lab
 
 
-async def _populate(lab: Lab, nursery: trio.Nursery, stack: AsyncExitStack) -> None:
+async def _populate(lab: Lab, nursery: trio.Nursery, stack: AsyncExitStack, *, log: bool) -> None:
     """Start what answers in the lab."""
     servers.serve(lab.internet, [interface.ip for interface in addresses.SERVER.values()], nursery)
     servers.serve(lab.router, [interface.ip for interface in addresses.ROUTER_LAN.values()], nursery)
-    for namespace, role, own in (
-        (lab.relay, "relay", addresses.RELAY_RESOLVER),
-        (lab.router, "lan", addresses.LAN_RESOLVER),
-        (lab.internet, "public", addresses.PUBLIC_RESOLVER),
-    ):
-        await stack.enter_async_context(resolvers.start(namespace, role, own.values()))
+    places = {"relay": lab.relay, "lan": lab.router, "public": lab.internet, "system": lab.router}
+    for role, namespace in places.items():
+        running = resolvers.start(namespace, role, addresses.RESOLVERS[role].values(), log=log)
+        lab.resolvers[role] = await stack.enter_async_context(running)
 
 
 def _look(lab: Lab, nursery: trio.Nursery, stack: AsyncExitStack) -> None:

@@ -47,7 +47,8 @@ def build(name: str, *, uplink: Iterable[int], ipv6: bool, rp_filter: int) -> Ne
         link add relay0 type veth peer name eth0 netns {network.relay.name}
         link add inet0 type veth peer name eth0 netns {network.internet.name}
         {_device("lan0", addresses.ROUTER_LAN.values())}
-        address add {addresses.LAN_RESOLVER[4]}/24 dev lan0
+        {_own(addresses.LAN_RESOLVER.values(), "lan0")}
+        {_own(addresses.SYSTEM_RESOLVER.values(), "lan0")}
         {_device("relay0", addresses.ROUTER_RELAY.values())}
         {_device("inet0", addresses.ROUTER_INTERNET.values())}
         {_routes(addresses.PUBLIC_RESOLVER.values(), via=addresses.SERVER)}
@@ -58,7 +59,7 @@ def build(name: str, *, uplink: Iterable[int], ipv6: bool, rp_filter: int) -> Ne
     _end(network.internet, addresses.SERVER.values(), addresses.ROUTER_INTERNET)
     # Resolvers listen on these, the relay's also while there is no tunnel.
     for namespace, own in ((network.internet, addresses.PUBLIC_RESOLVER), (network.relay, addresses.RELAY_RESOLVER)):
-        namespace.ip("".join(f"address add {address} dev lo\n" for address in own.values()))
+        namespace.ip(_own(own.values(), "lo"))
     return network
 
 
@@ -86,6 +87,11 @@ def _end(namespace: Namespace, own: Iterable[Interface], router: Mapping[int, In
 
 def _device(name: str, own: Iterable[Interface]) -> str:
     return f"link set {name} up\n" + "".join(f"address add {interface} dev {name}\n" for interface in own)
+
+
+def _own(own: Iterable[Address], device: str) -> str:
+    """More addresses of a machine, without a network around them."""
+    return "".join(f"address add {address} dev {device}\n" for address in own)
 
 
 def _routes(destinations: Iterable[Address], *, via: Mapping[int, Interface]) -> str:

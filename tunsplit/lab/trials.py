@@ -70,8 +70,8 @@ def tabulate(outcomes: Iterable[Outcome]) -> Table:
             trial.app,
             trial.protocol,
             str(trial.destination),
-            _count(outcome.uplink),
-            _count(outcome.tunnel),
+            count(outcome.uplink),
+            count(outcome.tunnel),
             outcome.error or ", ".join(map(str, outcome.sources)) or "nothing",
             f"{trial.side}, {trial.address}",
             "[green]yes[/]" if outcome.ok else "[bold red]NO[/]",
@@ -84,5 +84,6 @@ def get_exit_code(outcomes: Collection[Outcome]) -> int:
     return 0 if outcomes and all(outcome.ok for outcome in outcomes) else 1
 
 
-def _count(packets: int) -> str:
+def count(packets: int) -> str:
+    """So many packets, in words."""
     return "–" if packets == 0 else f"{packets} packet{'s' if packets > 1 else ''}"
