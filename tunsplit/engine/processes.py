@@ -45,6 +45,7 @@ from tunsplit.engine.reasons import (
     Standing,
     find_reasons,
     has_program,
+    is_missed,
     line_of,
     program_of,
     standing_of,
@@ -72,7 +73,7 @@ class ProcessTree:
         self._nodes: dict[int, Node] = {}  # the living, and the resting whose pid nobody else has
         self._family = Family(self._forget)
         self._marked: set[Node] = set()
-        self._was_marked = False  # anybody, ever: who is missing in a line may have been
+        self.was_marked = False  # anybody, ever: who is missing in a line may have been
         self._unread: dict[Node, None] = {}
         self._told: dict[Node, tuple[Standing, int]] = {}  # with the start time
         self._suspects: set[Node] = set()  # of `_told`: may have changed
@@ -171,7 +172,7 @@ class ProcessTree:
             self._bury(node)
         if node.mark is not None:
             self._marked.add(node)
-            self._was_marked = True
+            self.was_marked = True
         return True
 
     def nodes(self) -> list[Node]:
@@ -234,7 +235,7 @@ class ProcessTree:
             self._marked.discard(node)
         else:
             self._marked.add(node)
-            self._was_marked = True
+            self.was_marked = True
         self._all_suspect = True
         return True
 
@@ -305,6 +306,10 @@ class ProcessTree:
                 found.append(Listed(pid, node.start_time, node.image.path, standing_of(reasons), reasons))
         return found
 
+    def tells_more_than_proc(self) -> bool:
+        """Whether somebody lives who is listed or of missed birth: a first look at all processes might not show it."""
+        return any(node.alive and (self._reasons(node) or is_missed(node)) for node in self._nodes.values())
+
     def statistics(self) -> dict[str, int]:
         """How many are known, dead ones among them, and births that were missed; lines that were cut for room."""
         return {
@@ -317,7 +322,7 @@ class ProcessTree:
     # How it is kept
 
     def _reasons(self, node: Node) -> Reasons | None:
-        return find_reasons(node, self._rules, marks=self._was_marked)
+        return find_reasons(node, self._rules, marks=self.was_marked)
 
     def _find(self, pid: int, start_time: int) -> Node | None:
         node = self._nodes.get(pid)

@@ -143,6 +143,11 @@ def line_of(node: Node) -> Iterator[Node]:
         above = above.parent
 
 
+def is_missed(node: Node) -> bool:
+    """Whether its birth, or an ancestor's, was missed."""
+    return any(one.birth is Birth.MISSED for one in (node, *line_of(node)))
+
+
 def traits_of(process: Process | None) -> tuple[object, ...] | None:
     """All that a rule may look at: who differ in nothing of it are matched by the same rules."""
     return None if process is None else process[WHO:]

@@ -5,9 +5,9 @@ They run in our own process, with sockets that belong to a namespace: nothing is
 TCP echo (port 7): one line `ADDR PORT`, then whatever is sent. UDP echo (port 7): the same line, followed by
 the datagram. HTTP (port 80): `/` is the address, `/bytes/N` that many octets.
 
-Observers read in the same process, so under load a server gets its turn late: what was sent to it meanwhile waits in its
-buffer, and is answered at one go. With one datagram a turn, an app that sends without an end would fill the buffer, and
-another app's only datagram would be lost there (UdpRcvbufErrors in /proc/net/snmp).
+Observers read in the same process, so under load a server gets its turn late. What was sent to it meanwhile waits in
+its buffer, and is answered at one go: else an app that sends without an end would fill the buffer, and another app's
+only datagram would be lost there (UdpRcvbufErrors in /proc/net/snmp).
 """
 
 import socket

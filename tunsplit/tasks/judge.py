@@ -188,11 +188,12 @@ class Judge:
             self.save_now()
 
     def save_now(self) -> None:
-        """Write the tree, if anybody is listed and it has changed."""
+        """Write the tree, if it tells more than /proc and has changed."""
         if self._state_file is None:
             return
-        listed = self.tree.listed()
-        data = json.dumps({"boot": self._boot, "tree": processstate.dump(self.tree)}).encode() if listed else None
+        data = None
+        if self.tree.tells_more_than_proc():
+            data = json.dumps({"boot": self._boot, "tree": processstate.dump(self.tree)}).encode()
         try:
             if data is None:
                 self._state_file.unlink(missing_ok=True)
