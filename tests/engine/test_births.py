@@ -88,6 +88,24 @@ def test_a_child_with_another_program_is_somebody_elses(story):
     assert story.words(10) is None
 
 
+def test_who_was_never_looked_at_is_named_with_its_line_before_it_is_judged(story):
+    """By CLONE_PARENT, of a curl that init started; and a child of it that is another program by now."""
+    assert [] == story.tree.take_unproved(10, 10)
+    story.fork(1, 10)
+    story.fork(10, 11)
+    story.exec(11, SH)
+    image = story.tree.image(10)
+    assert [(10, image)] == story.tree.take_unproved(11, 11)
+    assert [] == story.tree.take_unproved(10, 10)
+    assert story.tree.look(runs(10, CURL), image)
+    assert story.words(10) is None
+    assert story.words(11) is None
+    story.fork(1, 12)
+    story.look(12, SH)
+    assert [] == story.tree.take_unproved(12, 12)
+    assert [] == story.words(12)
+
+
 def test_an_exec_whose_event_is_on_its_way_looks_the_same_for_a_moment(story):
     story.fork(1, 10)
     story.look(10, CURL)
@@ -171,6 +189,37 @@ def test_after_a_gap_what_we_knew_holds_and_what_was_born_is_unknown(story):
     assert story.words(13) is None
     assert ["inherited from 12 (/usr/bin/steam)"] == story.words(14)
     assert [] == story.tree.take_unread()
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"), [(FIREFOX, ["inherited from 10 (/usr/bin/firefox), which has exited"]), (SH, None)]
+)
+def test_who_died_in_the_gap_may_have_become_another_program_before(story, program, expected):
+    """Its child would have followed it into a rule, or out of one; what it was born of stays."""
+    story.fork(1, 10)
+    story.exec(10, program)
+    story.fork(10, 11)
+    story.exec(11, CURL)
+    story.tree.rescan([INIT, runs(11, CURL, 1)])
+    assert expected == story.words(11)
+
+
+def test_who_was_born_and_orphaned_in_two_gaps_is_nobodys(story):
+    """What was last seen of its parent was neither what it was born as, nor what it was in the end."""
+    story.fork(1, 10)
+    story.tree.rescan([INIT, runs(10, FIREFOX), runs(11, CURL, 10)])
+    assert ["inherited from 10 (/usr/bin/firefox)"] == story.words(11)
+    story.tree.rescan([INIT, runs(11, CURL, 1)])
+    assert story.words(11) is None
+
+
+def test_whoever_marked_died_in_the_gap_is_still_called_by_what_it_was(story):
+    story.fork(1, 10)
+    story.exec(10, FIREFOX)
+    story.fork(10, 11)
+    story.tree.mark(10, 10, INCLUDED)
+    story.tree.rescan([INIT, runs(11, FIREFOX, 1)])
+    assert "inherited from 10 (/usr/bin/firefox), which has exited" == story.words(11)[0]
 
 
 def test_an_exec_in_the_gap_is_no_misfit(story):

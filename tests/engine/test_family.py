@@ -126,3 +126,18 @@ def test_who_was_not_read_is_like_nobody_else(story, monkeypatch, unread):
     assert story.words(16) is None
     story.look(14, FIREFOX)
     assert ["inherited from 12 (/usr/bin/firefox), which has exited"] == story.words(16)
+
+
+def test_what_an_ancestor_runs_now_stands_in_for_nobody(story, monkeypatch):
+    """It may become another program, and who was left out for its sake would be lost with that."""
+    monkeypatch.setattr(family, "LONG", 2)
+    story.fork(1, 10)
+    story.fork(10, 11)
+    story.exec(10, FIREFOX)
+    story.exec(11, FIREFOX)
+    story.fork(11, 12)
+    story.exec(12, CURL)
+    story.exit(11)
+    story.fork(12, 13)
+    story.exec(10, CURL)
+    assert ["inherited from 11 (/usr/bin/firefox), which has exited"] == story.words(13)

@@ -17,16 +17,18 @@ lost, the state that was loaded does not know it, its line is too long), or not 
 /proc shows of a missed one's parent is a true ancestor, since an orphan is given to one, but not all of them, and what
 it ran at the birth is unknown. What is inherited from what it runs now holds (unless somebody has a mark, which a
 missing ancestor might override), and where nothing is found there, the answer is "unknown", never "not listed". The
-same goes for images that nobody has read.
+same goes for images that nobody has read, and for the last one of a process that died unseen.
 
 CLONE_PARENT makes event and /proc both name the caller's parent. What can be told: before its first exec a child
-has the program of its parent; one that has another is the child of somebody else. A child that was not looked
+has the program of its parent; one that has another is the child of somebody else. So who has never been looked at is
+looked at before its first judgement, or the first of a descendant (`take_unproved`). A child that was not looked
 at before it ran exec cannot be told from a child of the caller's parent. One thing looks the same for a moment: an exec
 whose event is not queued yet. So an exec that leads to the very program that did not fit clears the suspicion.
 
-Use: subscribe; `picture` all processes; then before each judgement apply the events, read what `take_unread` names,
-apply the events that came meanwhile, hand over what was read by `look`, and ask. `look` is for an image, and has no
-effect if that is not the process's any more: what was read is never taken for what came later.
+Use: subscribe; `picture` all processes; then before each judgement apply the events, read what `take_unread` names (and
+`take_unproved`, of whom is to be judged), apply the events that came meanwhile, hand over what was read by `look`, and
+ask. `look` is for an image, and has no effect if that is not the process's any more: what was read is never taken for
+what came later.
 
 Cost. Fork is one object, whatever the parent is: nothing is read, copied or judged. Dead nodes are kept for their
 descendants, and for a while without (a last packet; a leader that left threads behind; exec by another thread).
@@ -95,6 +97,8 @@ class ProcessTree:
             if start_time is not None and node.is_started_at(start_time):
                 node.leader, node.threads = True, 0
             else:
+                if birth is Birth.MISSED:  # it may have become another program before it died
+                    node.image = Image()
                 self._bury(node)
         self._take_in(processes, birth)
         self._all_suspect = True
@@ -187,6 +191,19 @@ class ProcessTree:
         self._unread.clear()
         return unread
 
+    def take_unproved(self, pid: int, start_time: int) -> list[tuple[int, Image]]:
+        """Who of a process's line lives and has never been looked at; as for `take_unread`, each is named once.
+
+        What they run is known from their parents, if those are their parents.
+        """
+        node = self._find(pid, start_time)
+        unproved = []
+        for one in () if node is None else (node, *line_of(node)):
+            if one.alive and not one.proved and one.birth is Birth.SEEN and one.image is one.parent_image:
+                one.proved = True
+                unproved.append((one.pid, one.image))
+        return unproved
+
     def image(self, pid: int) -> Image | None:
         """What to give to `look`, for one who is to be read again; take it before reading."""
         node = self._nodes.get(pid)
@@ -197,6 +214,7 @@ class ProcessTree:
         node = self._find(process.pid, process.start_time)
         if node is None or image is None or node.image is not image:
             return False
+        node.proved = True
         parent = node.parent
         if node.birth is Birth.SEEN and parent is not None and parent.alive and process.parent != parent.pid:
             self._doubt(node)

@@ -109,7 +109,7 @@ class Node:
 
     __slots__ = (
         "alive", "birth", "born", "born_after", "children", "depth", "image", "leader", "mark", "misfit", "parent",
-        "parent_image", "pid", "start_time", "threads",
+        "parent_image", "pid", "proved", "start_time", "threads",
     )  # fmt: skip
 
     def __init__(self, pid: int, birth: Birth, image: Image, start_time: int | None, born: int) -> None:
@@ -121,6 +121,7 @@ class Node:
         self.parent: Node | None = None
         self.parent_image: Image | None = None
         self.image = image
+        self.proved = False  # looked at since its birth: it ran what it should have, or became another program
         self.misfit: Image | None = None  # what it ran when it did not fit its parent
         self.mark: Mark | None = None
         self.alive = self.leader = True
@@ -189,7 +190,7 @@ def find_reasons(node: Node, rules: Sequence[Rule], *, marks: bool) -> Reasons |
                 if rule.inherit and rule.number not in by_rule:
                     by_rule[rule.number] = Reason(rule.number, rule.label, None, above.pid, one.path, not above.alive)
         if by_hand is None and above.mark is not None:
-            by_hand = Reason(None, "", above.mark, above.pid, above.image.path, not above.alive)
+            by_hand = Reason(None, "", above.mark, above.pid, above.image.path or image.path, not above.alive)
             overridable = gap
         below = above
     if by_hand is not None:

@@ -21,7 +21,7 @@ import trio
 from tunsplit.engine import processstate
 from tunsplit.engine.attribution import Owner
 from tunsplit.engine.policy import Judgement, Policy
-from tunsplit.engine.reasons import Reasons
+from tunsplit.engine.reasons import Image, Reasons
 from tunsplit.engine.rules import keys_of
 from tunsplit.errors import KernelError
 from tunsplit.kernel.procevents import BATCH, Event, Exec, Exit, Fork, Overrun, ProcessEvents, UidChanged
@@ -86,11 +86,7 @@ class Judge:
                 self._drain()
                 if not (unread := self.tree.take_unread()):
                     break
-                read = [(process, image) for pid, image in unread if (process := self._processes.read(pid)) is not None]
-                # What was read may be what an event says that came meanwhile: then the tree does not take it.
-                self._drain()
-                for process, image in read:
-                    self.tree.look(process, image)
+                for process in self._read(unread):
                     self.on_exec(process)
         except KernelError as error:
             self.failure = str(error)
@@ -103,6 +99,8 @@ class Judge:
 
     def reasons(self, process: Process) -> Reasons | None:
         """Why this process is on its side; None: nobody can tell."""
+        if unproved := self.tree.take_unproved(process.pid, process.start_time):
+            self._read(unproved)
         reasons = self.tree.reasons(process.pid, process.start_time)
         if reasons is None:
             # Not read yet, or changed in what no event tells: its arguments, its control group.
@@ -216,6 +214,15 @@ class Judge:
         return {**{f"tree_{name}": count for name, count in self.tree.statistics().items()}, **self.counters}
 
     # How it is done
+
+    def _read(self, named: list[tuple[int, Image]]) -> list[Process]:
+        """Look at those whom the tree named."""
+        read = [(process, image) for pid, image in named if (process := self._processes.read(pid)) is not None]
+        # What was read may be what an event says that came meanwhile: then the tree does not take it.
+        self._drain()
+        for process, image in read:
+            self.tree.look(process, image)
+        return [process for process, _ in read]
 
     def _drain(self) -> None:
         lost = False
