@@ -88,6 +88,66 @@ def test_a_child_with_another_program_is_somebody_elses(story):
     assert story.words(10) is None
 
 
+def test_what_was_read_in_the_midst_of_an_exec_is_not_what_the_parent_ran(story):
+    """`firefox -c 'curl &'`: /proc shows curl before the event is queued, in a child that shares firefox's image."""
+    story.fork(1, 10)
+    story.tree.exec(10, 10)
+    story.fork(10, 11)
+    story.exit(10)
+    story.look(11, CURL)
+    story.exec(11, CURL)
+    assert story.words(11) is None
+
+
+def test_what_was_read_before_an_exec_holds_when_that_led_to_another_program(story):
+    story.fork(1, 10)
+    story.tree.exec(10, 10)
+    story.fork(10, 11)
+    story.exit(10)
+    story.look(11, FIREFOX)
+    story.exec(11, CURL)
+    assert ["inherited from 10 (/usr/bin/firefox), which has exited"] == story.words(11)
+
+
+def test_whoever_shares_what_is_in_doubt_is_read_again(story):
+    story.fork(1, 10)
+    story.tree.exec(10, 10)
+    story.fork(10, 11)
+    story.fork(10, 12)
+    story.look(11, CURL)
+    story.tree.exec(11, 11)
+    assert [11] == [pid for pid, _ in story.tree.take_unread()]
+    assert story.tree.look(runs(11, CURL, 10), story.tree.image(11))
+    assert [10, 12] == sorted(pid for pid, _ in story.tree.take_unread())
+    story.look(12, FIREFOX)
+    story.tree.exec(11, 11)
+    story.look(11, SH)
+    assert ["inherited from 10 (/usr/bin/firefox)"] == story.words(11)
+    assert ["rule 1: /usr/bin/firefox"] == story.words(10)
+
+
+def test_whoever_ends_in_the_midst_of_it_leaves_it_in_doubt(story):
+    story.fork(1, 10)
+    story.tree.exec(10, 10)
+    story.fork(10, 11)
+    story.fork(10, 12)
+    story.look(11, SH)
+    story.exec(11, None)
+    assert story.words(11) is None
+    assert story.words(12) is None
+
+
+def test_what_is_in_doubt_may_be_read_by_another_meanwhile(story):
+    story.fork(1, 10)
+    story.tree.exec(10, 10)
+    story.fork(10, 11)
+    story.look(11, CURL)
+    story.tree.exec(11, 11)
+    story.look(10, FIREFOX)
+    story.look(11, CURL)
+    assert ["inherited from 10 (/usr/bin/firefox)"] == story.words(11)
+
+
 def test_who_was_never_looked_at_is_named_with_its_line_before_it_is_judged(story):
     """By CLONE_PARENT, of a curl that init started; and a child of it that is another program by now."""
     assert [] == story.tree.take_unproved(10, 10)

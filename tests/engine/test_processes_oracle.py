@@ -104,6 +104,20 @@ class Truth(RuleBasedStateMachine):
         if read:
             self.read_all()
 
+    @rule(data=st.data(), path=st.sampled_from(PROGRAMS), read=st.booleans())
+    def exec_read_early(self, data, path, read):
+        """What /proc shows of somebody is ahead of the events for a moment."""
+        person = self.somebody(data)
+        before, person.ran = person.ran, Ran(path, False)
+        look = self.tree.image(person.pid)
+        self.tree.look(self.shown(person), look)
+        self.read_all()
+        before.read = person.ran.read = False
+        self.gap = True  # that a reading was early may be found out too late to read anew
+        self.tree.exec(person.pid, self.now)
+        if read:
+            self.read_all()
+
     @precondition(lambda self: len(self.living()) > 1)
     @rule(data=st.data())
     def exit(self, data):

@@ -23,7 +23,8 @@ CLONE_PARENT makes event and /proc both name the caller's parent. What can be to
 has the program of its parent; one that has another is the child of somebody else. So who has never been looked at is
 looked at before its first judgement, or the first of a descendant (`take_unproved`). A child that was not looked
 at before it ran exec cannot be told from a child of the caller's parent. One thing looks the same for a moment: an exec
-whose event is not queued yet. So an exec that leads to the very program that did not fit clears the suspicion.
+whose event is not queued yet. So an exec that leads to the very program that did not fit clears the suspicion. And what
+was read of an image by looking at a process is in doubt when that one runs another: until it is known to be another.
 
 Use: subscribe; `picture` all processes; then before each judgement apply the events, read what `take_unread` names (and
 `take_unproved`, of whom is to be judged), apply the events that came meanwhile, hand over what was read by `look`, and
@@ -142,15 +143,13 @@ class ProcessTree:
         if not node.alive:  # the leader had ended, and another thread has taken its place
             self._family.revive(node)
         node.leader, node.threads = True, 0
-        self._replace(node, Image())
-        self._unread[node] = None
+        self._renew(node)
 
     def uid_changed(self, pid: int, at: int) -> None:
         """A process (tgid) has another user: as `exec`."""
         node = self._of_event(pid, at)
         if node is not None and node.alive:
-            self._replace(node, Image())
-            self._unread[node] = None
+            self._renew(node)
 
     def exit(self, task: int, pid: int, at: int) -> None:
         """A task of a process (tgid) ended; the process, when its leader and its other threads have."""
@@ -220,8 +219,11 @@ class ProcessTree:
             self._doubt(node)
         known = image.process
         if known is None:
+            if (unsettled := node.settle(process)) is not None:
+                self._unread.update({one: None for one in self._nodes.values() if one.image is unsettled})
             if has_program(process):
-                image.process = process
+                image.become(process)
+                node.source_of = image
                 self._all_suspect = True
             else:  # ended, perhaps: no word about others who share the image
                 self._replace(node, Image(process))
@@ -361,6 +363,11 @@ class ProcessTree:
     def _replace(self, node: Node, image: Image) -> None:
         node.image = image
         self._suspect(node)
+
+    def _renew(self, node: Node) -> None:
+        self._all_suspect = node.doubt() or self._all_suspect
+        self._replace(node, Image())
+        self._unread[node] = None
 
     def _doubt(self, node: Node) -> None:
         node.birth = Birth.MISSED

@@ -82,13 +82,18 @@ class Image:
 
     def claims(self, rules: Sequence[Rule]) -> tuple[Rule, ...]:
         """The rules that match it; none as long as it is unread."""
+        process = self.process
+        if process is None:
+            return ()
         if self._rules is not rules:
-            process = self.process
-            if process is None:
-                return ()
             self._claims = tuple([rule for rule in rules if rule.claims(process)])
             self._rules = rules
         return self._claims
+
+    def become(self, process: Process | None) -> None:
+        """Take in what was read of it, or that this is not to be believed."""
+        self.process = process
+        self._rules = None
 
     def is_known(self, *, ancestor: bool) -> bool:
         """Whether no rule can match that we do not see matching."""
@@ -108,8 +113,8 @@ class Node:
     """A process. `parent_image`: what the parent ran at the birth."""
 
     __slots__ = (
-        "alive", "birth", "born", "born_after", "children", "depth", "image", "leader", "mark", "misfit", "parent",
-        "parent_image", "pid", "proved", "start_time", "threads",
+        "alive", "birth", "born", "born_after", "children", "depth", "doubted", "image", "leader", "mark", "misfit",
+        "parent", "parent_image", "pid", "proved", "source_of", "start_time", "threads",
     )  # fmt: skip
 
     def __init__(self, pid: int, birth: Birth, image: Image, start_time: int | None, born: int) -> None:
@@ -122,12 +127,35 @@ class Node:
         self.parent_image: Image | None = None
         self.image = image
         self.proved = False  # looked at since its birth: it ran what it should have, or became another program
+        self.source_of: Image | None = None  # was read by looking at this one
+        self.doubted: tuple[Image, Process] | None = None  # the same, and what was read, as long as that is in doubt
         self.misfit: Image | None = None  # what it ran when it did not fit its parent
         self.mark: Mark | None = None
         self.alive = self.leader = True
         self.threads = 0  # besides the leader, as far as their births were seen
         self.children = 0
         self.depth = 0  # the number of ancestors, as of its birth
+
+    def doubt(self) -> bool:
+        """It runs another program: what was read of it just before may have been that one. False: nothing was."""
+        self.doubted, self.source_of, image = None, None, self.source_of
+        if image is None or image.process is None:
+            return False
+        self.doubted = image, image.process
+        image.become(None)
+        return True
+
+    def settle(self, process: Process) -> Image | None:
+        """It was read anew: believe what was in doubt if that was something else; otherwise give its image back."""
+        if self.doubted is None:
+            return None
+        (image, read), self.doubted = self.doubted, None
+        if image.process is not None:
+            return None
+        if not has_program(process) or traits_of(read) == traits_of(process):
+            return image
+        image.become(read)
+        return None
 
     def is_started_at(self, start_time: int) -> bool:
         """Whether this is the process with that start time; who has none yet takes it, if it can be its own."""
