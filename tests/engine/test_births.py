@@ -4,7 +4,7 @@ import pytest
 
 from tests.engine.story import CURL, EXCLUDED, FIREFOX, INCLUDED, INIT, SH, STEAM, Story, firefox, runs, steam
 from tunsplit.engine.processes import ProcessTree
-from tunsplit.engine.reasons import Birth
+from tunsplit.engine.reasons import EXEC_TICKS, Birth
 
 
 @pytest.fixture
@@ -95,7 +95,8 @@ def test_what_was_read_in_the_midst_of_an_exec_is_not_what_the_parent_ran(story)
     story.fork(10, 11)
     story.exit(10)
     story.look(11, CURL)
-    story.exec(11, CURL)
+    story.tree.exec(11, 12)
+    story.look(11, CURL)
     assert story.words(11) is None
 
 
@@ -105,7 +106,8 @@ def test_what_was_read_before_an_exec_holds_when_that_led_to_another_program(sto
     story.fork(10, 11)
     story.exit(10)
     story.look(11, FIREFOX)
-    story.exec(11, CURL)
+    story.tree.exec(11, 12)
+    story.look(11, CURL)
     assert ["inherited from 10 (/usr/bin/firefox), which has exited"] == story.words(11)
 
 
@@ -132,7 +134,8 @@ def test_whoever_ends_in_the_midst_of_it_leaves_it_in_doubt(story):
     story.fork(10, 11)
     story.fork(10, 12)
     story.look(11, SH)
-    story.exec(11, None)
+    story.tree.exec(11, 12)
+    story.look(11, None)
     assert story.words(11) is None
     assert story.words(12) is None
 
@@ -145,6 +148,20 @@ def test_what_is_in_doubt_may_be_read_by_another_meanwhile(story):
     story.tree.exec(11, 11)
     story.look(10, FIREFOX)
     story.look(11, CURL)
+    assert ["inherited from 10 (/usr/bin/firefox)"] == story.words(11)
+
+
+def test_a_server_that_starts_itself_again_is_believed_what_it_ran_before(story):
+    """An exec is under way for some moments, not for hours."""
+    story.fork(1, 10)
+    story.tree.exec(10, 10)
+    story.look(10, FIREFOX)
+    story.fork(10, 11)
+    story.exec(11, CURL)
+    story.tree.exec(10, 12 + EXEC_TICKS)
+    story.look(10, FIREFOX)
+    assert ["inherited from 10 (/usr/bin/firefox)"] == story.words(11)
+    story.exec(10, CURL)
     assert ["inherited from 10 (/usr/bin/firefox)"] == story.words(11)
 
 

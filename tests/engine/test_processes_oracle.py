@@ -99,6 +99,8 @@ class Truth(RuleBasedStateMachine):
     @rule(data=st.data(), path=st.sampled_from(PROGRAMS), read=st.booleans())
     def exec(self, data, path, read):
         person = self.somebody(data)
+        # What was read of it may be in doubt for good: whether the exec was under way then, cannot be told.
+        self.gap = self.gap or person.ran.path == path or not person.ran.read
         person.ran = Ran(path, False)
         self.tree.exec(person.pid, self.now)
         if read:

@@ -81,7 +81,7 @@ class ProcessTree:
         self._told: dict[Node, tuple[Standing, int]] = {}  # with the start time
         self._suspects: set[Node] = set()  # of `_told`: may have changed
         self._all_suspect = False
-        self._missed = 0
+        self._missed = self._latest = 0
 
     # What happens
 
@@ -107,7 +107,7 @@ class ProcessTree:
     def fork(self, parent: int, child: int, at: int) -> None:
         """A process was born of `parent` (both tgids), not later than `at`."""
         above = self._nodes.get(parent)
-        born_after = -1
+        self._latest, born_after = max(self._latest, at), -1
         old = self._nodes.get(child)
         if old is not None:
             if old.start_time is not None and old.start_time > at:
@@ -143,13 +143,12 @@ class ProcessTree:
         if not node.alive:  # the leader had ended, and another thread has taken its place
             self._family.revive(node)
         node.leader, node.threads = True, 0
-        self._renew(node)
+        self._renew(node, at)
 
     def uid_changed(self, pid: int, at: int) -> None:
         """A process (tgid) has another user: as `exec`."""
-        node = self._of_event(pid, at)
-        if node is not None and node.alive:
-            self._renew(node)
+        if (node := self._of_event(pid, at)) is not None and node.alive:
+            self._renew(node, at)
 
     def exit(self, task: int, pid: int, at: int) -> None:
         """A task of a process (tgid) ended; the process, when its leader and its other threads have."""
@@ -223,7 +222,7 @@ class ProcessTree:
                 self._unread.update({one: None for one in self._nodes.values() if one.image is unsettled})
             if has_program(process):
                 image.become(process)
-                node.source_of = image
+                node.source_of, node.looked_at = image, self._latest
                 self._all_suspect = True
             else:  # ended, perhaps: no word about others who share the image
                 self._replace(node, Image(process))
@@ -350,6 +349,7 @@ class ProcessTree:
 
     def _of_event(self, pid: int, at: int) -> Node | None:
         """Whom an event is about, which may be older than the look at all processes."""
+        self._latest = max(self._latest, at)
         node = self._nodes.get(pid)
         return None if node is None or (node.start_time is not None and node.start_time > at) else node
 
@@ -364,8 +364,8 @@ class ProcessTree:
         node.image = image
         self._suspect(node)
 
-    def _renew(self, node: Node) -> None:
-        self._all_suspect = node.doubt() or self._all_suspect
+    def _renew(self, node: Node, at: int) -> None:
+        self._all_suspect = node.doubt(at) or self._all_suspect
         self._replace(node, Image())
         self._unread[node] = None
 

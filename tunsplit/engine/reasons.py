@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tunsplit.engine.rules import Rule
 from tunsplit.process import Executable, Process
 
+EXEC_TICKS = 1000  # 10 s: an exec takes far less from its new program to its event, whatever the load
 WHO = Process._fields.index("uid")  # the fields before it: who it is; from it on: what a rule may look at
 
 
@@ -113,8 +114,8 @@ class Node:
     """A process. `parent_image`: what the parent ran at the birth."""
 
     __slots__ = (
-        "alive", "birth", "born", "born_after", "children", "depth", "doubted", "image", "leader", "mark", "misfit",
-        "parent", "parent_image", "pid", "proved", "source_of", "start_time", "threads",
+        "alive", "birth", "born", "born_after", "children", "depth", "doubted", "image", "leader", "looked_at", "mark",
+        "misfit", "parent", "parent_image", "pid", "proved", "source_of", "start_time", "threads",
     )  # fmt: skip
 
     def __init__(self, pid: int, birth: Birth, image: Image, start_time: int | None, born: int) -> None:
@@ -127,7 +128,8 @@ class Node:
         self.parent_image: Image | None = None
         self.image = image
         self.proved = False  # looked at since its birth: it ran what it should have, or became another program
-        self.source_of: Image | None = None  # was read by looking at this one
+        self.source_of: Image | None = None  # was read by looking at this one …
+        self.looked_at = 0  # … not before this, in clock ticks
         self.doubted: tuple[Image, Process] | None = None  # the same, and what was read, as long as that is in doubt
         self.misfit: Image | None = None  # what it ran when it did not fit its parent
         self.mark: Mark | None = None
@@ -136,10 +138,10 @@ class Node:
         self.children = 0
         self.depth = 0  # the number of ancestors, as of its birth
 
-    def doubt(self) -> bool:
+    def doubt(self, at: int) -> bool:
         """It runs another program: what was read of it just before may have been that one. False: nothing was."""
         self.doubted, self.source_of, image = None, None, self.source_of
-        if image is None or image.process is None:
+        if image is None or image.process is None or at - self.looked_at > EXEC_TICKS:
             return False
         self.doubted = image, image.process
         image.become(None)
