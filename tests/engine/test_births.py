@@ -151,6 +151,19 @@ def test_what_is_in_doubt_may_be_read_by_another_meanwhile(story):
     assert ["inherited from 10 (/usr/bin/firefox)"] == story.words(11)
 
 
+def test_two_execs_that_were_read_in_their_midst_settle_nothing(story):
+    story.fork(1, 10)
+    story.tree.exec(10, 10)
+    story.fork(10, 11)
+    story.exit(10)
+    story.look(11, CURL)
+    story.tree.exec(11, 12)
+    story.look(11, SH)
+    story.tree.exec(11, 13)
+    story.look(11, SH)
+    assert story.words(11) is None
+
+
 def test_a_server_that_starts_itself_again_is_believed_what_it_ran_before(story):
     """An exec is under way for some moments, not for hours."""
     story.fork(1, 10)

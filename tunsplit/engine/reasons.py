@@ -115,7 +115,7 @@ class Node:
 
     __slots__ = (
         "alive", "birth", "born", "born_after", "children", "depth", "doubted", "image", "leader", "looked_at", "mark",
-        "misfit", "parent", "parent_image", "pid", "proved", "source_of", "start_time", "threads",
+        "misfit", "parent", "parent_image", "pid", "proved", "settled", "source_of", "start_time", "threads",
     )  # fmt: skip
 
     def __init__(self, pid: int, birth: Birth, image: Image, start_time: int | None, born: int) -> None:
@@ -131,6 +131,7 @@ class Node:
         self.source_of: Image | None = None  # was read by looking at this one …
         self.looked_at = 0  # … not before this, in clock ticks
         self.doubted: tuple[Image, Process] | None = None  # the same, and what was read, as long as that is in doubt
+        self.settled: Image | None = None  # the one before, believed again by what was read of the next
         self.misfit: Image | None = None  # what it ran when it did not fit its parent
         self.mark: Mark | None = None
         self.alive = self.leader = True
@@ -141,8 +142,11 @@ class Node:
     def doubt(self, at: int) -> bool:
         """It runs another program: what was read of it just before may have been that one. False: nothing was."""
         self.doubted, self.source_of, image = None, None, self.source_of
+        settled, self.settled = self.settled, None
         if image is None or image.process is None or at - self.looked_at > EXEC_TICKS:
             return False
+        if settled is not None:
+            settled.become(None)
         self.doubted = image, image.process
         image.become(None)
         return True
@@ -157,6 +161,7 @@ class Node:
         if not has_program(process) or traits_of(read) == traits_of(process):
             return image
         image.become(read)
+        self.settled = image
         return None
 
     def is_started_at(self, start_time: int) -> bool:
