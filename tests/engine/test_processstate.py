@@ -123,3 +123,13 @@ def test_what_proc_does_not_tell_is_worth_keeping(story):
     assert not story.tree.tells_more_than_proc()
     story.tree.rescan([INIT, runs(10, SH), runs(11, CURL), runs(12, CURL, 11)])
     assert story.tree.tells_more_than_proc()
+
+
+def test_after_a_long_time_who_is_gone_is_believed_to_have_been_what_it_was(story):
+    story.fork(1, 10)
+    story.fork(10, 11)
+    story.exec(11, CURL)
+    picture = [INIT, runs(11, CURL)]
+    data = json.loads(json.dumps(dump(story.tree)))
+    assert () == load(data, [firefox], picture, recent=False).reasons(11, 11)
+    assert load(data, [firefox], picture).reasons(11, 11) is None
