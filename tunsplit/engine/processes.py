@@ -204,8 +204,7 @@ class ProcessTree:
 
     def image(self, pid: int) -> Image | None:
         """What to give to `look`, for one who is to be read again; take it before reading."""
-        node = self._nodes.get(pid)
-        return node.image if node is not None else None
+        return None if (node := self._nodes.get(pid)) is None else node.image
 
     def look(self, process: Process, image: Image | None) -> bool:
         """Take in a process as read while it ran `image`; False if it is a stranger or runs another by now."""
