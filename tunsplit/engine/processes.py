@@ -36,12 +36,12 @@ descendants, and for a while without (a last packet; a leader that left threads 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from tunsplit.engine.family import Family
 from tunsplit.engine.reasons import (
     Birth,
     Image,
+    Listed,
     Mark,
     Node,
     Reasons,
@@ -56,16 +56,6 @@ from tunsplit.engine.reasons import (
 )
 from tunsplit.engine.rules import Rule
 from tunsplit.process import Process
-
-
-class Listed(NamedTuple):
-    """A living process that has reasons."""
-
-    pid: int
-    start_time: int | None
-    path: str
-    standing: Standing
-    reasons: Reasons
 
 
 class ProcessTree:

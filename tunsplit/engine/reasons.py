@@ -53,6 +53,16 @@ class Standing(Enum):
     UNKNOWN = "unknown"
 
 
+class Listed(NamedTuple):
+    """A living process that has reasons."""
+
+    pid: int
+    start_time: int | None
+    path: str
+    standing: Standing
+    reasons: Reasons
+
+
 def standing_of(reasons: Reasons | None) -> Standing:
     """A mark by hand overrides every rule, and comes first if there is one."""
     if reasons is None:
