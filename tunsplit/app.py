@@ -7,6 +7,7 @@ app ◀─ tun ◀─ pump: inbound ◀─ a side's packet socket
 
 import gc
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -52,6 +53,7 @@ from tunsplit.tasks.verbs import Verbs, on_hangup
 from tunsplit.wire.ip import UDP
 
 STATE = Path("/run/tunsplit")
+NICE = -10  # with less, a fifth of the orphans of `sh -c "program &"` was refused under load; with this, one in fifty
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,16 @@ def run(config: Config, *, config_file: str, ready: Callable[[], None]) -> None:
     Raises:
         TunsplitError: it cannot start, and nothing is left behind; or the host could not be put back whole.
     """
+    _hurry()
     trio.run(_run_until_signal, config, config_file, ready)
+
+
+def _hurry() -> None:
+    """Go first, if we may: who is gone before we have looked at it leaves children that nobody can judge."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, min(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    except PermissionError:
+        logger.info("no right to a higher priority: under load, more children of short-lived programs are refused")
 
 
 async def _run_until_signal(config: Config, config_file: str, ready: Callable[[], None]) -> None:
