@@ -75,7 +75,11 @@ class SystemDnsFinder:
 
     def addresses(self) -> tuple[IPAddress, ...]:
         """The resolvers that may be asked outside, on the network that the host is in now."""
-        return self.found.valid_on(self._look_around()[0])
+        told = self.found.valid_on(self._look_around()[0])
+        if told != self._told:
+            # The next look is compared with what was said last, or it would not say what has changed since.
+            self._told, self._seen = told, None
+        return told
 
     def sources(self) -> dict[str, str]:
         """Every resolver that was found, and who names it."""
