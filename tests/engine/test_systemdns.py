@@ -100,6 +100,12 @@ def test_a_network_that_was_not_known_whole_is_the_first_whole_one_that_fits():
     assert (LAN,) == learn(memory, {4: HOME}).valid_on({4: HOME})
 
 
+def test_where_it_was_learned_before_the_gateway_was_heard_of_it_may_be_asked_once_it_is():
+    found = learn(Memory(), {4: Place("eth0", ROUTER)})
+    assert (LAN,) == found.valid_on({4: HOME})
+    assert () == found.valid_on({4: Place("eth0", OTHER_ROUTER, HOME.mac)}) == found.valid_on({4: None})
+
+
 def test_a_public_one_may_be_asked_everywhere():
     found = learn(Memory(), {4: HOME}, address=PUBLIC)
     assert (PUBLIC,) == found.valid_on({}) == found.valid_on({4: Place("wlan0")})

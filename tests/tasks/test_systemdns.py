@@ -104,6 +104,19 @@ async def test_on_another_network_a_private_one_is_not_asked_until_it_is_written
     assert (LAN,) == finder.addresses()
 
 
+async def test_what_was_said_in_between_is_said_to_have_changed(finder, network, tmp_path):
+    """Who asks while the gateway is out of sight is told of nothing; and is told again once it is back."""
+    resolv_conf(tmp_path, LAN)
+    await finder.refresh()
+    changes = []
+    finder.on_change = lambda: changes.append(finder.addresses())
+    network.move(ROUTER, None)
+    assert () == finder.addresses()
+    network.move(ROUTER)
+    await finder.refresh()
+    assert [(LAN,)] == changes
+
+
 async def test_configured_ones_are_no_others_and_private_where_they_were_configured(finder, network, tmp_path):
     resolv_conf(tmp_path, "1.1.1.1")
     finder.configure(Settings("wg0", SETTINGS.tunnel_dns, (LAN, ip_address("127.0.0.53"))))

@@ -67,7 +67,11 @@ class SystemDns:
             server.address
             for server in self.servers
             if not is_private(server.address)
-            or (server.place is not None and server.place == places.get(server.address.version))
+            or (
+                server.place is not None
+                and (now := places.get(server.address.version)) is not None
+                and server.place.becomes(now)
+            )
         )
 
 

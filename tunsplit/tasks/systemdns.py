@@ -75,7 +75,11 @@ class SystemDnsFinder:
 
     def addresses(self) -> tuple[IPAddress, ...]:
         """The resolvers that may be asked outside, on the network that the host is in now."""
-        return self.found.valid_on(self._look_around()[0])
+        told = self.found.valid_on(self._look_around()[0])
+        if told != self._told:
+            # The next look is compared with what was said last, or it would not say what has changed since.
+            self._told, self._seen = told, None
+        return told
 
     def sources(self) -> dict[str, str]:
         """Every resolver that was found, and who names it."""
@@ -86,6 +90,9 @@ class SystemDnsFinder:
         if settings.system != self._settings.system:
             self._configured += 1
         self._settings = settings
+        if settings.system:  # nobody has to be asked: they are in force at once
+            places, around = self._look_around()
+            self._settle(self._configured_servers(around), {}, places)
         self.look_again()
 
     def look_again(self) -> None:
@@ -109,16 +116,21 @@ class SystemDnsFinder:
         if seen == self._seen:
             return
         if self._settings.system:
-            devices = {link.name for link in around.uplinks}
-            wanted = without_scope(self._settings.system, devices)
-            chosen = tuple(
-                (address, CONFIGURED) for address in wanted if is_usable(address, replace(around, tunnel_dns=()))
-            )
+            chosen = self._configured_servers(around)
         else:
             named = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
             chosen = choose(_scoped(named, around), around)
+        self._seen = seen
+        self._settle(chosen, stamps, places)
+
+    def _configured_servers(self, around: Surroundings) -> tuple[tuple[IPAddress, str], ...]:
+        wanted = without_scope(self._settings.system, {link.name for link in around.uplinks})
+        return tuple((address, CONFIGURED) for address in wanted if is_usable(address, replace(around, tunnel_dns=())))
+
+    def _settle(self, chosen: tuple[tuple[IPAddress, str], ...], stamps: dict[str, Hashable], places: Places) -> None:
+        """Go by these from now on; tell, if they are others than before."""
         self.found = self._memory.place(chosen, lambda source: self._stamp_of(source, stamps), places)
-        self._seen, before = seen, self._told
+        before = self._told
         self._told = self.found.valid_on(places)
         if self._told != before:
             logger.info("system DNS", extra={"servers": " ".join(map(str, self._told)) or "none",
