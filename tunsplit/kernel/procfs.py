@@ -178,6 +178,15 @@ class Processes:
         """Which of these sockets a process holds."""
         return {inode for found, _ in self._held(pid, inodes) for inode, _ in found}
 
+    def known(self, pid: int) -> Process | None:
+        """What this pid is, as far as that is known without a look at /proc, else as `read` says.
+
+        Raises:
+            KernelError: /proc is not what it should be.
+        """
+        recalled = self.recall(pid)
+        return self.read(pid) if recalled is None else recalled.process
+
     def read(self, pid: int) -> Process | None:
         """What this pid is now; None when there is no such process.
 

@@ -91,7 +91,7 @@ class LocalResolvers:
             return True
         if self._holds_port(process.pid, process.start_time):
             return True
-        parent = self._processes.read(process.parent) if self._addresses and process.parent else None
+        parent = self._processes.known(process.parent) if self._addresses and process.parent else None
         return (
             parent is not None
             and parent.executable is not None
