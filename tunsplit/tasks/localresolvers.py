@@ -243,7 +243,7 @@ def _covering(rules: Iterable[Rule], line: list[Process]) -> Iterator[Rule]:
 
 
 def _name(process: Process) -> str | None:
-    return PurePath(process.executable.path).name if process.executable else None
+    return process.executable.path.rpartition("/")[2] if process.executable else None
 
 
 def _key(process: Process) -> Key:
