@@ -70,6 +70,9 @@ class FakeSource:
         self.asked: list[int] = []
         self.searched: list[int] = []
 
+    def note_newcomer(self, protocol: int, key: bytes) -> None:
+        pass
+
     def knows(self, port: int, executable: str, cookie: bytes | None = None) -> None:
         self.at_once[port] = Attribution("tcp socket", owner(executable), cookie)
         if cookie:

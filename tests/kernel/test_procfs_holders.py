@@ -289,6 +289,32 @@ def test_only_the_latest_newcomers_are_looked_at(processes, apps):
         assert processes.newcomer(inode(sock)) is None
 
 
+def test_who_came_a_while_ago_is_no_newcomer(processes, monkeypatch):
+    with sockets() as sock:
+        processes.expect(os.getpid())
+        monkeypatch.setattr(procfs, "NEWCOMER_S", -1.0)
+        assert processes.newcomer(inode(sock)) is None
+
+
+def test_what_events_tell_of_a_process_is_not_read_again(processes, monkeypatch):
+    with sockets() as one, sockets() as other:
+        holders(processes, inode(one))
+        told = processes.recheck(inode(one)).process._replace(uid=12345, parent=0)
+        processes.recall = lambda pid: procfs.Recalled(told, has_children=False) if pid == os.getpid() else None
+        monkeypatch.setattr(procfs.Processes, "read", None)
+        assert told == processes.recheck(inode(other)).process
+
+
+def test_but_a_child_of_it_is_looked_at(processes, apps):
+    with sockets() as one, sockets() as other:
+        holders(processes, inode(one))
+        known = processes.recheck(inode(one)).process
+        processes.recall = lambda _: procfs.Recalled(known, has_children=True)
+        assert processes.recheck(inode(other)) is not None
+        apps.start(other)
+        assert processes.recheck(inode(other)) is None
+
+
 def test_a_process_that_has_shared_a_socket_is_always_searched_for(processes, apps):
     with sockets() as shared, sockets() as own:
         apps.start(shared)

@@ -6,7 +6,7 @@ from tests.netns.family import RELAY, Child
 from tests.netns.stage import AGENT
 
 pytestmark = pytest.mark.netns
-ROUNDS = 200
+ROUNDS = 1000
 FAMILIES = {4: "socket.AF_INET", 6: "socket.AF_INET6"}
 
 
@@ -32,7 +32,7 @@ async def test_a_connection_that_the_other_side_inherits_ends(stage, included, v
 
 @pytest.mark.parametrize("version", [4, 6])
 async def test_a_port_that_changes_hands_is_asked_for_again(stage, excluded, included, version):
-    """L11, L27: two hundred rounds of close, bind and send, each side in turn, to the same server."""
+    """L11, L27: a thousand rounds of close, bind and send, each side in turn, to the same server."""
     turn = (
         f"own = socket.socket({FAMILIES[version]}, socket.SOCK_DGRAM)\n"
         "own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\nown.bind(('', 4000))\n"

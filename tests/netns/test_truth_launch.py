@@ -7,7 +7,6 @@ from tests.netns.stage import HOST, SERVER, open_stage, until
 
 pytestmark = pytest.mark.netns
 
-MANY = 100
 # One datagram, by IPv4 and IPv6 in turn, and the end.
 SEND = """
 import os, socket, sys
@@ -16,7 +15,6 @@ own = socket.socket(socket.AF_INET6 if ':' in server else socket.AF_INET, socket
 own.sendto(f'i am {sys.argv[4]} {sys.argv[3]}.'.encode(), (server, 7))
 os._exit(0)
 """
-NUMBERED = f"for number in {{100..{99 + MANY}}}; do "
 PYTHON = "{program} -I -S {script} {four} {six} $number {name}"
 # A builtin of bash: the socket is closed in the microsecond in which it has sent, and the program is gone in the next.
 BASH = (
@@ -24,17 +22,25 @@ BASH = (
     "$number $((number % 2))"
 )
 
+FORKS = "for n in {1..20}; do for m in {1..50}; do (:) & done; wait; done"
+# Who is born bears two more, eight times: 511 at once.
+BOMB = "bear() { ((!$1)) || { bear $(($1 - 1)) & bear $(($1 - 1)) & wait; }; }; bear 8"
 
-@pytest.mark.parametrize(("kind", "command"), [("python", PYTHON), ("bash", BASH)], ids=["python", "bash"])
+
+@pytest.mark.parametrize(
+    ("kind", "command", "many"), [("python", PYTHON, 100), ("bash", BASH, 250)], ids=["python", "bash"]
+)
 async def test_a_program_that_sends_once_and_ends_is_never_on_the_wrong_side(
-    lab, kind, command, record_testsuite_property
+    lab, kind, command, many, record_testsuite_property
 ):
-    """L7: a hundred of each side, both sides' at once; the share that arrived is reported."""
+    """L7: so many of each side, both sides' at once; the share that arrived is reported."""
     programs = {name: lab.copy_program(kind, f"{name}-one") for name in ("excluded", "included")}
     script = lab.directory / "send.py"
     script.write_text(SEND)
     loops = [
-        NUMBERED + command.format(program=program, name=name, script=script, four=SERVER[4], six=SERVER[6]) + "; done"
+        f"for number in {{100..{99 + many}}}; do "
+        + command.format(program=program, name=name, script=script, four=SERVER[4], six=SERVER[6])
+        + "; done"
         for name, program in programs.items()
     ]
     async with open_stage(lab, [programs["excluded"]]) as stage:
@@ -52,16 +58,16 @@ async def test_a_program_that_sends_once_and_ends_is_never_on_the_wrong_side(
 
     for name, observer in (("excluded", lab.uplink), ("included", lab.tunnel)):
         frames = [frame for frame in observer.seen("udp", payload=f"i am {name}".encode()) if frame.direction == "out"]
-        record_testsuite_property(f"{kind}_arrived_of_{MANY}_{name}", len(frames))
+        record_testsuite_property(f"{kind}_arrived_of_{many}_{name}", len(frames))
 
 
-async def test_flows_go_on_in_a_storm_of_forks(stage, excluded, included):
+@pytest.mark.parametrize("forks", [FORKS, BOMB], ids=["forks", "bomb"])
+async def test_flows_go_on_in_a_storm_of_forks(stage, excluded, included, forks):
     """L29: not a packet of them is lost; a child of the storm, and who comes after it, are where they belong."""
     storm = stage.lab.copy_program("bash", "storm")
     for app in (excluded, included):
         await app("own = udp(SERVER4); stream = tcp(SERVER6); line = read_line(stream)")
-    forks = "for n in {1..20}; do for m in {1..50}; do (:) & done; wait; done; echo forked"
-    async with stage.lab.host.start([storm, "-c", f"while :; do {forks}; done"]) as running:
+    async with stage.lab.host.start([storm, "-c", f"while :; do {forks}; echo forked; done"]) as running:
         await running.wait_written("forked")
         for number in range(100):
             for app, name in ((excluded, "excluded"), (included, "included")):

@@ -1,5 +1,7 @@
 """Sockets that are not one app's alone (L11, L13, L27, L28): never guessed, and visible."""
 
+from contextlib import AsyncExitStack
+
 import pytest
 
 from tests.netns.family import RELAY, Child
@@ -136,6 +138,61 @@ async def test_a_port_of_both_sides_is_ambiguous(stage, excluded, included, opti
     await excluded(f"for own in owns: own.sendto(b'not theirs', (ROUTER{version}, 7))")
     await excluded("len(select.select(owns, [], [], 3))")
     assert {"uplink"} == await stage.where(payload=b"not theirs")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_four_users_share_a_port(stage, version):
+    """L28: SO_REUSEADDR asks nobody; two users' apps of each side are ambiguous until one side's are gone."""
+    bind = BIND.format(count=1, family=FAMILIES[version], option="socket.SO_REUSEADDR")
+    programs = {"excluded": stage.excluded, "included": stage.included}
+    async with AsyncExitStack() as stack:
+        apps = []
+        for number, name in enumerate(["excluded", "included"] * 2):
+            app = await stack.enter_async_context(stage.app(programs[name]))
+            await app(f"os.setgroups([]); os.setgid({2000 + number}); os.setuid({2000 + number})")
+            await app(bind)
+            apps.append(app)
+        for app in apps:
+            await app(f"owns[0].sendto(b'whose am i', (SERVER{version}, 7))")
+
+        async def is_ambiguous():
+            return {("block", "ambiguous")} == await reasons(stage, 4000)
+
+        await until(is_ambiguous, "the flow is shown as ambiguous")
+        assert set() == await stage.where(payload=b"whose am i")
+        for app in apps[::2]:
+            await app("owns[0].close()")
+        for app in apps[1::2]:
+            await app(f"owns[0].sendto(b'not theirs', (ROUTER{version}, 7))")
+
+        async def has_passed():
+            return len(stage.lab.tunnel.seen("udp", payload=b"not theirs")) >= 2
+
+        await until(has_passed, "both are in the tunnel")
+        assert {"tunnel"} == await stage.where(payload=b"not theirs")
+
+
+@pytest.mark.parametrize(("name", "side"), [("excluded", "uplink"), ("included", "tunnel")])
+async def test_one_socket_to_a_thousand_peers(stage, name, side):
+    """L11: each of them hears of it on its side, and from one and the same port."""
+    async with stage.app(getattr(stage, name)) as app:
+        await app(
+            "own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            "for port in range(10_000, 11_000):\n"
+            "    own.sendto(b'one of many', (SERVER4, port))\n"
+            "    if port % 50 == 0: own.sendto(b'?', (SERVER4, 7)), own.recv(100)"
+        )
+
+        async def are_all_there():
+            return 1000 <= len({frame.destination_port for frame in sent()})
+
+        def sent():
+            frames = getattr(stage.lab, side).seen("udp", payload=b"one of many")
+            return [frame for frame in frames if frame.direction == "out"]
+
+        await until(are_all_there, "a thousand peers were sent to")
+        assert {side} == await stage.where(payload=b"one of many")
+        assert 1 == len({frame.source_port for frame in sent()})
 
 
 @OPTIONS

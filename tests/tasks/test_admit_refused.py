@@ -24,7 +24,7 @@ from tests.fakes.judges import EXCLUDED, INCLUDED, RELAY4, owner
 from tunsplit.engine.attribution import Attribution, Certainty
 from tunsplit.errors import KernelError
 from tunsplit.host import NeighbourState
-from tunsplit.tasks import admit as admit_module
+from tunsplit.tasks import refusals
 
 # Refused
 
@@ -63,7 +63,7 @@ def test_a_refusal_is_forgotten(gate):
     gate.source.at_once[5000] = Attribution("no socket", None)
     gate.passes(syn())
     gate.source.knows(5000, EXCLUDED)
-    gate.now += admit_module.REFUSED_S
+    gate.now += refusals.REFUSED_S
 
     gate.passes(syn())
 
@@ -86,7 +86,7 @@ def test_a_refusal_is_the_sockets_and_not_the_four_tuples(gate):
 
 
 def test_only_so_many_refusals_are_remembered(gate, monkeypatch):
-    monkeypatch.setattr(admit_module, "MOST_REFUSED", 3)
+    monkeypatch.setattr(refusals, "MOST_REFUSED", 3)
     for port in range(1, 6):
         gate.source.at_once[port] = Attribution("no socket", None)
         gate.passes(syn(f"{TUN4}:{port} > {FAR4}:80"))

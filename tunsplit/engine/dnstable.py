@@ -106,6 +106,10 @@ class Server:
     route: Route
     row: str
 
+    def __hash__(self) -> int:
+        # Asked for with each question; addresses and routes are dear to hash.
+        return hash(self.row)
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

@@ -2,8 +2,10 @@
 
 Theory of operation. Dead nodes are kept while they have descendants, and without, for a while: the `RESTING` that
 died last. Ancestors are bounded too. A line that goes on through the dead for ever (a server that restarts itself) is
-shortened: a dead ancestor that ran only what others further up have run as well can be left out, for a rule that
-matches it matches those, and whoever is below inherits from both. What does not fit then is cut off: the last
+shortened: a dead ancestor that ran only what others further up ran when the line went on from them can be left out, for
+a rule that matches it matches those, and whoever is below inherits from both. What they run now does not count: they
+may become other programs. Of images that nobody has read, only one and the same
+is known to be alike: it may be read yet, where another who shares it lives. What does not fit then is cut off: the last
 of the line that is left counts as one whose birth was missed.
 
 Invariants: `children` counts the nodes whose `parent` this is. A dead node that has children is an ancestor, or was cut
@@ -13,7 +15,7 @@ off itself; one without is resting, or gone. No line has a loop.
 from collections import OrderedDict
 from collections.abc import Callable
 
-from tunsplit.engine.reasons import Birth, Image, Node, line_of, process_of, traits_of
+from tunsplit.engine.reasons import Birth, Image, Node, has_program, line_of, process_of, traits_of
 
 RESTING = 1024  # dead nodes without descendants
 ANCESTORS = 16384  # dead nodes with descendants
@@ -118,10 +120,16 @@ class Family:
         seen: set[object] = set()
         # From the far end: whoever is left out is left out for the sake of one above.
         for below, above in zip(line[-2::-1], line[:0:-1], strict=True):
-            traits = {traits_of(process_of(below.parent_image)), traits_of(above.image.process)}
+            born_as = _traits_of(below.parent_image)
             needed = above.alive or above.mark is not None or above.birth is Birth.MISSED
-            if needed or not traits <= seen:
-                seen |= traits
+            if needed or not {born_as, _traits_of(above.image)} <= seen:
+                seen.add(born_as)
                 below.depth = above.depth + 1
             else:
                 self._attach(below, above.parent, above.parent_image)
+
+
+def _traits_of(image: Image | None) -> object:
+    """What tells an image from others: its program's traits, or only itself while those are not known."""
+    process = process_of(image)
+    return traits_of(process) if process is not None and has_program(process) else image

@@ -17,34 +17,38 @@ lost, the state that was loaded does not know it, its line is too long), or not 
 /proc shows of a missed one's parent is a true ancestor, since an orphan is given to one, but not all of them, and what
 it ran at the birth is unknown. What is inherited from what it runs now holds (unless somebody has a mark, which a
 missing ancestor might override), and where nothing is found there, the answer is "unknown", never "not listed". The
-same goes for images that nobody has read.
+same goes for images that nobody has read, and for the last one of a process that died unseen.
 
 CLONE_PARENT makes event and /proc both name the caller's parent. What can be told: before its first exec a child
-has the program of its parent; one that has another is the child of somebody else. A child that was not looked
+has the program of its parent; one that has another is the child of somebody else. So who has never been looked at is
+looked at before its first judgement, or the first of a descendant (`take_unproved`). A child that was not looked
 at before it ran exec cannot be told from a child of the caller's parent. One thing looks the same for a moment: an exec
-whose event is not queued yet. So an exec that leads to the very program that did not fit clears the suspicion.
+whose event is not queued yet. So an exec that leads to the very program that did not fit clears the suspicion. And what
+was read of an image by looking at a process is in doubt when that one runs another: until it is known to be another.
 
-Use: subscribe; `picture` all processes; then before each judgement apply the events, read what `take_unread` names,
-apply the events that came meanwhile, hand over what was read by `look`, and ask. `look` is for an image, and has no
-effect if that is not the process's any more: what was read is never taken for what came later.
+Use: subscribe; `picture` all processes; then before each judgement apply the events, read what `take_unread` names (and
+`take_unproved`, of whom is to be judged), apply the events that came meanwhile, hand over what was read by `look`, and
+ask. `look` is for an image, and has no effect if that is not the process's any more: what was read is never taken for
+what came later.
 
 Cost. Fork is one object, whatever the parent is: nothing is read, copied or judged. Dead nodes are kept for their
 descendants, and for a while without (a last packet; a leader that left threads behind; exec by another thread).
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from tunsplit.engine.family import Family
 from tunsplit.engine.reasons import (
     Birth,
     Image,
+    Listed,
     Mark,
     Node,
     Reasons,
     Standing,
     find_reasons,
     has_program,
+    is_missed,
     line_of,
     program_of,
     standing_of,
@@ -52,16 +56,6 @@ from tunsplit.engine.reasons import (
 )
 from tunsplit.engine.rules import Rule
 from tunsplit.process import Process
-
-
-class Listed(NamedTuple):
-    """A living process that has reasons."""
-
-    pid: int
-    start_time: int | None
-    path: str
-    standing: Standing
-    reasons: Reasons
 
 
 class ProcessTree:
@@ -72,12 +66,12 @@ class ProcessTree:
         self._nodes: dict[int, Node] = {}  # the living, and the resting whose pid nobody else has
         self._family = Family(self._forget)
         self._marked: set[Node] = set()
-        self._was_marked = False  # anybody, ever: who is missing in a line may have been
+        self.was_marked = False  # anybody, ever: who is missing in a line may have been
         self._unread: dict[Node, None] = {}
         self._told: dict[Node, tuple[Standing, int]] = {}  # with the start time
         self._suspects: set[Node] = set()  # of `_told`: may have changed
         self._all_suspect = False
-        self._missed = 0
+        self._missed = self._latest = 0
 
     # What happens
 
@@ -94,6 +88,8 @@ class ProcessTree:
             if start_time is not None and node.is_started_at(start_time):
                 node.leader, node.threads = True, 0
             else:
+                if birth is Birth.MISSED:  # it may have become another program before it died
+                    node.image = Image()
                 self._bury(node)
         self._take_in(processes, birth)
         self._all_suspect = True
@@ -101,7 +97,7 @@ class ProcessTree:
     def fork(self, parent: int, child: int, at: int) -> None:
         """A process was born of `parent` (both tgids), not later than `at`."""
         above = self._nodes.get(parent)
-        born_after = -1
+        self._latest, born_after = max(self._latest, at), -1
         old = self._nodes.get(child)
         if old is not None:
             if old.start_time is not None and old.start_time > at:
@@ -137,15 +133,12 @@ class ProcessTree:
         if not node.alive:  # the leader had ended, and another thread has taken its place
             self._family.revive(node)
         node.leader, node.threads = True, 0
-        self._replace(node, Image())
-        self._unread[node] = None
+        self._renew(node, at)
 
     def uid_changed(self, pid: int, at: int) -> None:
         """A process (tgid) has another user: as `exec`."""
-        node = self._of_event(pid, at)
-        if node is not None and node.alive:
-            self._replace(node, Image())
-            self._unread[node] = None
+        if (node := self._of_event(pid, at)) is not None and node.alive:
+            self._renew(node, at)
 
     def exit(self, task: int, pid: int, at: int) -> None:
         """A task of a process (tgid) ended; the process, when its leader and its other threads have."""
@@ -171,7 +164,7 @@ class ProcessTree:
             self._bury(node)
         if node.mark is not None:
             self._marked.add(node)
-            self._was_marked = True
+            self.was_marked = True
         return True
 
     def nodes(self) -> list[Node]:
@@ -186,23 +179,39 @@ class ProcessTree:
         self._unread.clear()
         return unread
 
+    def take_unproved(self, pid: int, start_time: int) -> list[tuple[int, Image]]:
+        """Who of a process's line lives and has never been looked at; as for `take_unread`, each is named once.
+
+        What they run is known from their parents, if those are their parents.
+        """
+        node = self._find(pid, start_time)
+        unproved = []
+        for one in () if node is None else (node, *line_of(node)):
+            if one.alive and not one.proved and one.birth is Birth.SEEN and one.image is one.parent_image:
+                one.proved = True
+                unproved.append((one.pid, one.image))
+        return unproved
+
     def image(self, pid: int) -> Image | None:
         """What to give to `look`, for one who is to be read again; take it before reading."""
-        node = self._nodes.get(pid)
-        return node.image if node is not None else None
+        return None if (node := self._nodes.get(pid)) is None else node.image
 
     def look(self, process: Process, image: Image | None) -> bool:
         """Take in a process as read while it ran `image`; False if it is a stranger or runs another by now."""
         node = self._find(process.pid, process.start_time)
         if node is None or image is None or node.image is not image:
             return False
+        node.proved = True
         parent = node.parent
         if node.birth is Birth.SEEN and parent is not None and parent.alive and process.parent != parent.pid:
             self._doubt(node)
         known = image.process
         if known is None:
+            if (unsettled := node.settle(process)) is not None:
+                self._unread.update({one: None for one in self._nodes.values() if one.image is unsettled})
             if has_program(process):
-                image.process = process
+                image.become(process)
+                node.source_of, node.looked_at = image, self._latest
                 self._all_suspect = True
             else:  # ended, perhaps: no word about others who share the image
                 self._replace(node, Image(process))
@@ -234,7 +243,7 @@ class ProcessTree:
             self._marked.discard(node)
         else:
             self._marked.add(node)
-            self._was_marked = True
+            self.was_marked = True
         self._all_suspect = True
         return True
 
@@ -305,6 +314,10 @@ class ProcessTree:
                 found.append(Listed(pid, node.start_time, node.image.path, standing_of(reasons), reasons))
         return found
 
+    def tells_more_than_proc(self) -> bool:
+        """Whether somebody lives who is listed or of missed birth: a first look at all processes might not show it."""
+        return any(node.alive and (self._reasons(node) or is_missed(node)) for node in self._nodes.values())
+
     def statistics(self) -> dict[str, int]:
         """How many are known, dead ones among them, and births that were missed; lines that were cut for room."""
         return {
@@ -317,7 +330,7 @@ class ProcessTree:
     # How it is kept
 
     def _reasons(self, node: Node) -> Reasons | None:
-        return find_reasons(node, self._rules, marks=self._was_marked)
+        return find_reasons(node, self._rules, marks=self.was_marked)
 
     def _find(self, pid: int, start_time: int) -> Node | None:
         node = self._nodes.get(pid)
@@ -325,6 +338,7 @@ class ProcessTree:
 
     def _of_event(self, pid: int, at: int) -> Node | None:
         """Whom an event is about, which may be older than the look at all processes."""
+        self._latest = max(self._latest, at)
         node = self._nodes.get(pid)
         return None if node is None or (node.start_time is not None and node.start_time > at) else node
 
@@ -338,6 +352,11 @@ class ProcessTree:
     def _replace(self, node: Node, image: Image) -> None:
         node.image = image
         self._suspect(node)
+
+    def _renew(self, node: Node, at: int) -> None:
+        self._all_suspect = node.doubt(at) or self._all_suspect
+        self._replace(node, Image())
+        self._unread[node] = None
 
     def _doubt(self, node: Node) -> None:
         node.birth = Birth.MISSED

@@ -1,8 +1,8 @@
 """The process tree as plain data, and back: so that it survives the daemon.
 
 Who reads it must see to it that it is of this boot, and of our own hand. Beyond that nothing is believed: a record that
-is malformed or contradicts others is dropped, and who descends from it counts as one whose birth was missed; who is
-not among the processes that live now, with that start time, is dead.
+is malformed or contradicts others is dropped, and who descends from it counts as one whose birth was missed, and whose
+parent may have been marked; who is not among the processes that live now, with that start time, is dead.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,8 @@ from tunsplit.engine.rules import Rule
 from tunsplit.process import Process
 
 
-def dump(tree: ProcessTree) -> list[dict[str, Any]]:
-    """Everybody who lives or has descendants, ancestors first; of what JSON can hold."""
+def dump(tree: ProcessTree) -> dict[str, Any]:
+    """Whether anybody was ever marked, and everybody who lives or has descendants, ancestors first; as JSON has it."""
     records: list[dict[str, Any]] = []
     numbers: dict[Node, int] = {}
     for node in tree.nodes():
@@ -28,7 +28,7 @@ def dump(tree: ProcessTree) -> list[dict[str, Any]]:
         for new in reversed(line):
             numbers[new] = len(records)
             records.append(_record(new, numbers))
-    return records
+    return {"was_marked": tree.was_marked, "nodes": records}
 
 
 def load(data: object, rules: Sequence[Rule], picture: Iterable[Process], *, recent: bool = True) -> ProcessTree:
@@ -39,19 +39,26 @@ def load(data: object, rules: Sequence[Rule], picture: Iterable[Process], *, rec
     """
     tree = ProcessTree(rules)
     known: dict[int, Node] = {}
-    for number, record in enumerate(data if isinstance(data, list) else []):
+    told = data if isinstance(data, dict) else {}
+    nodes = told.get("nodes")
+    tree.was_marked = told.get("was_marked") is not False
+    for number, record in enumerate(nodes if isinstance(nodes, list) else []):
         try:
             node, parent, born_as = _read(record)
         except (KeyError, TypeError, ValueError):
+            tree.was_marked = True
             continue
         above = None if parent is None else known.get(parent)
         if above is None and parent is not None:
             node.birth = Birth.MISSED
         if tree.restore(node, above, born_as):
             known[number] = node
+        else:
+            tree.was_marked = True
     if known:
         tree.rescan(picture, birth=Birth.MISSED if recent else Birth.PICTURED)
     else:
+        tree.was_marked = False
         tree.picture(picture)
     return tree
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tunsplit.engine.rules import Rule
 from tunsplit.process import Executable, Process
 
+EXEC_TICKS = 1000  # 10 s: an exec takes far less from its new program to its event, whatever the load
 WHO = Process._fields.index("uid")  # the fields before it: who it is; from it on: what a rule may look at
 
 
@@ -52,6 +53,16 @@ class Standing(Enum):
     UNKNOWN = "unknown"
 
 
+class Listed(NamedTuple):
+    """A living process that has reasons."""
+
+    pid: int
+    start_time: int | None
+    path: str
+    standing: Standing
+    reasons: Reasons
+
+
 def standing_of(reasons: Reasons | None) -> Standing:
     """A mark by hand overrides every rule, and comes first if there is one."""
     if reasons is None:
@@ -82,13 +93,18 @@ class Image:
 
     def claims(self, rules: Sequence[Rule]) -> tuple[Rule, ...]:
         """The rules that match it; none as long as it is unread."""
+        process = self.process
+        if process is None:
+            return ()
         if self._rules is not rules:
-            process = self.process
-            if process is None:
-                return ()
             self._claims = tuple([rule for rule in rules if rule.claims(process)])
             self._rules = rules
         return self._claims
+
+    def become(self, process: Process | None) -> None:
+        """Take in what was read of it, or that this is not to be believed."""
+        self.process = process
+        self._rules = None
 
     def is_known(self, *, ancestor: bool) -> bool:
         """Whether no rule can match that we do not see matching."""
@@ -108,8 +124,8 @@ class Node:
     """A process. `parent_image`: what the parent ran at the birth."""
 
     __slots__ = (
-        "alive", "birth", "born", "born_after", "children", "depth", "image", "leader", "mark", "misfit", "parent",
-        "parent_image", "pid", "start_time", "threads",
+        "alive", "birth", "born", "born_after", "children", "depth", "doubted", "image", "leader", "looked_at", "mark",
+        "misfit", "parent", "parent_image", "pid", "proved", "settled", "source_of", "start_time", "threads",
     )  # fmt: skip
 
     def __init__(self, pid: int, birth: Birth, image: Image, start_time: int | None, born: int) -> None:
@@ -121,12 +137,42 @@ class Node:
         self.parent: Node | None = None
         self.parent_image: Image | None = None
         self.image = image
+        self.proved = False  # looked at since its birth: it ran what it should have, or became another program
+        self.source_of: Image | None = None  # was read by looking at this one …
+        self.looked_at = 0  # … not before this, in clock ticks
+        self.doubted: tuple[Image, Process] | None = None  # the same, and what was read, as long as that is in doubt
+        self.settled: Image | None = None  # the one before, believed again by what was read of the next
         self.misfit: Image | None = None  # what it ran when it did not fit its parent
         self.mark: Mark | None = None
         self.alive = self.leader = True
         self.threads = 0  # besides the leader, as far as their births were seen
         self.children = 0
         self.depth = 0  # the number of ancestors, as of its birth
+
+    def doubt(self, at: int) -> bool:
+        """It runs another program: what was read of it just before may have been that one. False: nothing was."""
+        self.doubted, self.source_of, image = None, None, self.source_of
+        settled, self.settled = self.settled, None
+        if image is None or image.process is None or at - self.looked_at > EXEC_TICKS:
+            return False
+        if settled is not None:
+            settled.become(None)
+        self.doubted = image, image.process
+        image.become(None)
+        return True
+
+    def settle(self, process: Process) -> Image | None:
+        """It was read anew: believe what was in doubt if that was something else; otherwise give its image back."""
+        if self.doubted is None:
+            return None
+        (image, read), self.doubted = self.doubted, None
+        if image.process is not None:
+            return None
+        if not has_program(process) or traits_of(read) == traits_of(process):
+            return image
+        image.become(read)
+        self.settled = image
+        return None
 
     def is_started_at(self, start_time: int) -> bool:
         """Whether this is the process with that start time; who has none yet takes it, if it can be its own."""
@@ -141,6 +187,11 @@ def line_of(node: Node) -> Iterator[Node]:
     while above is not None:
         yield above
         above = above.parent
+
+
+def is_missed(node: Node) -> bool:
+    """Whether its birth, or an ancestor's, was missed."""
+    return any(one.birth is Birth.MISSED for one in (node, *line_of(node)))
 
 
 def traits_of(process: Process | None) -> tuple[object, ...] | None:
@@ -184,7 +235,7 @@ def find_reasons(node: Node, rules: Sequence[Rule], *, marks: bool) -> Reasons |
                 if rule.inherit and rule.number not in by_rule:
                     by_rule[rule.number] = Reason(rule.number, rule.label, None, above.pid, one.path, not above.alive)
         if by_hand is None and above.mark is not None:
-            by_hand = Reason(None, "", above.mark, above.pid, above.image.path, not above.alive)
+            by_hand = Reason(None, "", above.mark, above.pid, above.image.path or image.path, not above.alive)
             overridable = gap
         below = above
     if by_hand is not None:

@@ -79,7 +79,7 @@ class Pending:
     over_tcp: bool
     waiters: dict[Hashable, Waiter]
     attempts: list["Attempt"] = field(default_factory=list)
-    failed: set[int] = field(default_factory=set)
+    failed: frozenset[int] = frozenset()
     turn: int = 0
     silences: int = 0
     last: Outcome = SILENCE
@@ -165,7 +165,7 @@ class Resolver:
         """Ask the next server that has not failed; one that is known to be silent, only after the others."""
         servers, turn = pending.servers, pending.turn
         order = [number % len(servers) for number in range(turn, turn + len(servers))]
-        if self._silent:
+        if self._silent and len(servers) > 1:
             order.sort(key=lambda number: self._silent.get(servers[number], now) > now)
         for number in order:
             if number not in pending.failed:
@@ -177,7 +177,7 @@ class Resolver:
     def _try(self, pending: Pending, number: int, now: float, *, over_tcp: bool, edns: bool = True) -> bool:
         channel = self._carrier.open(pending.servers[number], over_tcp=over_tcp, now=now)
         if channel is None:
-            pending.failed.add(number)
+            pending.failed |= {number}
             return False
         while (id_ := self._below(0x10000)) in channel.attempts:
             pass
@@ -188,7 +188,7 @@ class Resolver:
         self.counters["upstream_tcp" if over_tcp else "upstream_udp"] += 1
         if self._carrier.send(channel, upstream_question(pending.question, id_, edns=edns)):
             return True
-        pending.failed.add(number)
+        pending.failed |= {number}
         self._end(attempt)
         return False
 
@@ -224,7 +224,7 @@ class Resolver:
             deaf = attempt.edns and answer.rcode in (FORMERR, NOTIMP, BADVERS)
             again = deaf and self._try(pending, attempt.number, now, over_tcp=channel.over_tcp, edns=False)
         if not again:
-            pending.failed.add(attempt.number)
+            pending.failed |= {attempt.number}
             if current:
                 self._advance(pending, now)
 
@@ -234,7 +234,7 @@ class Resolver:
             pending = attempt.pending
             current = attempt is pending.attempts[-1]
             if failed:
-                pending.failed.add(attempt.number)
+                pending.failed |= {attempt.number}
             else:
                 pending.turn = attempt.number
             self._end(attempt)

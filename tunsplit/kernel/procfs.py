@@ -20,6 +20,7 @@ cgroup (it may be moved). Holders are read anew for every flow.
 # ruff: noqa: PTH115, PTH116, PTH208 -- pathlib costs more than the system call, and this is the dear part
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
@@ -33,7 +34,8 @@ PAUSE = 200  # descriptors read before the event loop gets its turn: 0.5 ms
 CACHED = 4096  # entries of each cache
 RECENT = 8  # owners of the last flows whose next socket is guessed at
 GUESSED = 64  # descriptors of the last owner, newest first, that a recheck looks at
-NEWCOMERS = 4  # the last processes that were born or became another program
+NEWCOMERS = 4  # the last processes that were born or became another program …
+NEWCOMER_S = 2.0  # … no longer ago than this
 RELATIVES = 32  # children whose descriptor a recheck compares
 
 Key = TypeVar("Key")
@@ -72,7 +74,7 @@ class Processes:
         self._recent: dict[int, str] = {}  # pid → descriptor of the last flows' owners, the newest last
         # pid and start time → whether it is known to hold its sockets alone
         self._alone: dict[tuple[int, int], bool] = {}
-        self._newcomers: OrderedDict[int, None] = OrderedDict()
+        self._newcomers: OrderedDict[int, float] = OrderedDict()  # when each came, by the monotonic clock
         self._rechecked = self._scanned = self._descriptors = 0
 
     def close(self) -> None:
@@ -102,7 +104,7 @@ class Processes:
 
     def expect(self, pid: int) -> None:
         """A process was born, or runs another program: it may send its first packet and be gone in a moment."""
-        self._newcomers[pid] = None
+        self._newcomers[pid] = time.monotonic()
         self._newcomers.move_to_end(pid)
         if len(self._newcomers) > NEWCOMERS:
             self._newcomers.popitem(last=False)
@@ -110,7 +112,10 @@ class Processes:
     def newcomer(self, inode: int) -> Holder | None:
         """One of the last newcomers, if it holds this socket now; others may as well, which a search has to find."""
         link = f"socket:[{inode}]"
-        for pid in reversed(self._newcomers):
+        since = time.monotonic() - NEWCOMER_S
+        for pid, came in reversed(self._newcomers.items()):
+            if came < since:
+                break
             found, _ = search(f"/proc/{pid}/fd", link, GUESSED)
             if found is not None and (holder := self._confirm(pid, found, link)) is not None:
                 return holder

@@ -13,9 +13,8 @@ connections older than tunsplit. They pass if the app belongs on that side.
 """
 
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import trio
 
@@ -32,6 +31,7 @@ from tunsplit.tasks.dnscapture import DnsCapture
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
+from tunsplit.tasks.refusals import REFUSED_S, Key, Refusal, Refusals
 from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.wire import craft, icmp
@@ -39,25 +39,8 @@ from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 WORKERS = 4
 QUIET_S = 1.0  # between two lines about failures of judgement
-REFUSED_S = 2.0  # for how long a refusal is repeated without a new judgement
-MOST_REFUSED = 4096
 
 logger = logging.getLogger(__name__)
-
-Key = tuple[int, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A flow that was refused, and why."""
-
-    protocol: int
-    key: bytes
-    since: float
-    reason: str
-    attribution: str
-    app: App | None
-    cookie: bytes | None  # of its socket, where that is known
 
 
 class Admit:
@@ -95,7 +78,7 @@ class Admit:
         self._queued = trio.Event()
         self._holding = trio.Event()
         self._quiet_until = 0.0
-        self.refused: OrderedDict[Key, Refusal] = OrderedDict()
+        self.refused = Refusals()
         self.counters: Counter[str] = Counter()
 
     # From the tun
@@ -166,6 +149,7 @@ class Admit:
 
     def _attribute(self, unknown: Unknown, now: float) -> None:
         try:
+            self._source.note_newcomer(unknown.protocol, unknown.key)
             self._judge.prepare()
             for source in self._sources:
                 attribution = source.attribute(unknown.protocol, unknown.key)
@@ -323,25 +307,10 @@ class Admit:
         self.refused.pop((protocol, key), None)
         return True
 
-    def remember_refused(self, flow: Flow, judgement: Judgement, now: float) -> None:
-        """A flow was ended: its late packets are refused, and open nothing."""
-        key = (flow.protocol, flow.key)
-        self._remember(key, Refusal(*key, now, judgement.reason, flow.attribution, flow.app, flow.cookie))
-
-    def forget_refusals(self) -> None:
-        """What was refused may be allowed now."""
-        self.refused.clear()
-
     def hold_for(self, longest_s: float) -> None:
         """Hold first packets for so long from now on."""
         self._hold.longest_s = longest_s
         self._holding.set()
-
-    def _remember(self, key: Key, refusal: Refusal) -> None:
-        self.refused[key] = refusal
-        self.refused.move_to_end(key)
-        if len(self.refused) > MOST_REFUSED:
-            self.refused.popitem(last=False)
 
     def refuse(
         self, packets: Iterable[Unknown], judgement: Judgement, attribution: Attribution | None, now: float
@@ -350,15 +319,7 @@ class Admit:
         self.counters["refused"] += 1
         for packet in packets:
             key = (packet.protocol, packet.key)
-            refusal = Refusal(
-                *key,
-                now,
-                judgement.reason,
-                attribution.certainty.value if attribution else "",
-                App.of(attribution) if attribution else None,
-                attribution.cookie if attribution else None,
-            )
-            self._remember(key, refusal)
+            self.refused.remember(Refusal.of(key, now, judgement.reason, attribution))
             self._answer(packet, now)
 
     def _failed(self, packets: list[Unknown], error: Exception, now: float) -> None:

@@ -140,6 +140,9 @@ class DnsProxy:
         self._cache = DnsCache()
         self._resolver = self._upstream.resolver = Resolver(self._upstream, self._cache.put, chance.below)
         self._plans: dict[tuple[Verdict, IPAddress | None], Plan] = {}
+        # The same by the asker himself: a flow's is one object, and addresses and verdicts are dear to compare. Each is
+        # held, so that no other has his number.
+        self._known: dict[int, tuple[Asker, Plan]] = {}
         self._partitions: dict[Resolvers, bytes] = {}
         self._numbers = count()
         self._identities = self._look()
@@ -162,7 +165,8 @@ class DnsProxy:
         if question is None:
             self._fault(message, reply)
             return
-        plan = self._plans.get((asker.verdict, asker.asked)) or self._plan(asker)
+        known = self._known.get(id(asker))
+        plan = known[1] if known is not None else self._plan_of(asker)
         if question.version or question.type in (AXFR, IXFR) or asker.verdict is Verdict.BLOCK:
             # A zone's transfer is many messages, and no resolver's business.
             self._refuse(question, asker, plan, reply, BADVERS if question.version else REFUSED)
@@ -234,6 +238,13 @@ class DnsProxy:
             Record(time.time(), asker, question.section, server.route, server.row, server, rcode, seconds, cached)
         )
 
+    def _plan_of(self, asker: Asker) -> Plan:
+        plan = self._plans.get((asker.verdict, asker.asked)) or self._plan(asker)
+        if len(self._known) >= MOST_PLANS:
+            self._known.clear()
+        self._known[id(asker)] = (asker, plan)
+        return plan
+
     def _plan(self, asker: Asker) -> Plan:
         """Work out what becomes of a class of questions."""
         choice = self._table.choose(
@@ -250,16 +261,20 @@ class DnsProxy:
         lacks_ipv6 = side is not None and self._network.side_device(side, 6) is None
         plan = Plan(choice, partition, self._filter_aaaa and lacks_ipv6)
         if len(self._plans) >= MOST_PLANS:
-            self._plans.clear()
+            self._unplan()
         self._plans[asker.verdict, asker.asked] = plan
         return plan
+
+    def _unplan(self) -> None:
+        self._plans.clear()
+        self._known.clear()
 
     def _has(self, route: Route) -> bool:
         return any(self._network.side_device(route, family) is not None for family in FAMILIES)
 
     def _forget(self, which: Iterable[Resolvers]) -> None:
         """Forget the answers of these resolvers."""
-        self._plans.clear()
+        self._unplan()
         self._cache.flush({self._partitions.pop(resolvers) for resolvers in list(which)})
 
     # What changes
@@ -269,7 +284,7 @@ class DnsProxy:
         if table != self._table:
             self._forget(self._partitions)
         self._table, self._filter_aaaa = table, filter_aaaa
-        self._plans.clear()
+        self._unplan()
 
     def network_changed(self) -> None:
         """Look at the sides again: of one that is gone or another, sockets are closed and answers forgotten.
@@ -277,7 +292,7 @@ class DnsProxy:
         Its questions in flight end with SERVFAIL, or are asked again if there is a way.
         """
         before, self._identities = self._identities, self._look()
-        self._plans.clear()
+        self._unplan()
         for side in (TUNNEL_SIDE, UPLINK_SIDE):
             if any(before[route] != self._identities[route] for route in side):
                 self._forget([one for one in self._partitions if any(route in side for _, route in one)])

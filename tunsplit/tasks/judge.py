@@ -21,7 +21,7 @@ import trio
 from tunsplit.engine import processstate
 from tunsplit.engine.attribution import Owner
 from tunsplit.engine.policy import Judgement, Policy
-from tunsplit.engine.reasons import Reasons
+from tunsplit.engine.reasons import Image, Reasons
 from tunsplit.engine.rules import keys_of
 from tunsplit.errors import KernelError
 from tunsplit.kernel.procevents import BATCH, Event, Exec, Exit, Fork, Overrun, ProcessEvents, UidChanged
@@ -87,11 +87,7 @@ class Judge:
                 self._drain()
                 if not (unread := self.tree.take_unread()):
                     break
-                read = [(process, image) for pid, image in unread if (process := self._processes.read(pid)) is not None]
-                # What was read may be what an event says that came meanwhile: then the tree does not take it.
-                self._drain()
-                for process, image in read:
-                    self.tree.look(process, image)
+                for process in self._read(unread):
                     self.on_exec(process)
         except KernelError as error:
             self.failure = str(error)
@@ -104,6 +100,8 @@ class Judge:
 
     def reasons(self, process: Process) -> Reasons | None:
         """Why this process is on its side; None: nobody can tell."""
+        if unproved := self.tree.take_unproved(process.pid, process.start_time):
+            self._read(unproved)
         reasons = self.tree.reasons(process.pid, process.start_time)
         if reasons is None:
             # Not read yet, or changed in what no event tells: its arguments, its control group.
@@ -189,11 +187,12 @@ class Judge:
             self.save_now()
 
     def save_now(self) -> None:
-        """Write the tree, if anybody is listed and it has changed."""
+        """Write the tree, if it tells more than /proc and has changed."""
         if self._state_file is None:
             return
-        listed = self.tree.listed()
-        data = json.dumps({"boot": self._boot, "tree": processstate.dump(self.tree)}).encode() if listed else None
+        data = None
+        if self.tree.tells_more_than_proc():
+            data = json.dumps({"boot": self._boot, "tree": processstate.dump(self.tree)}).encode()
         try:
             if data is None:
                 self._state_file.unlink(missing_ok=True)
@@ -216,6 +215,15 @@ class Judge:
         return {**{f"tree_{name}": count for name, count in self.tree.statistics().items()}, **self.counters}
 
     # How it is done
+
+    def _read(self, named: list[tuple[int, Image]]) -> list[Process]:
+        """Look at those whom the tree named."""
+        read = [(process, image) for pid, image in named if (process := self._processes.read(pid)) is not None]
+        # What was read may be what an event says that came meanwhile: then the tree does not take it.
+        self._drain()
+        for process, image in read:
+            self.tree.look(process, image)
+        return [process for process, _ in read]
 
     def _drain(self) -> None:
         lost = False

@@ -171,7 +171,7 @@ class LocalResolvers:
         for pid in sorted(found):
             process = self._processes.read(pid)
             if process is not None and self._is_listed(process):
-                resolvers.append(LocalResolver(process, tuple(dict.fromkeys(found[pid]))))
+                resolvers.append(LocalResolver(process, tuple(sorted(set(found[pid])))))
         self._listed, self._listed_for = tuple(resolvers), frozenset(addresses)
 
     def _is_service(self, pid: str) -> bool:

@@ -12,12 +12,13 @@ from tunsplit.engine.flow import App, Flow
 from tunsplit.engine.nat import Nat
 from tunsplit.host import FAMILIES
 from tunsplit.kernel.tun import Tun
-from tunsplit.tasks.admit import Admit, Refusal
+from tunsplit.tasks.admit import Admit
 from tunsplit.tasks.control import Request
 from tunsplit.tasks.dns import Dns
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
+from tunsplit.tasks.refusals import Refusal
 from tunsplit.tasks.switch import Switch
 from tunsplit.wire.ip import protocol_name
 

@@ -39,14 +39,17 @@ class SocketSource:
         """Answer at once if every socket's holder is known from before."""
         found = self._find(protocol, four_tuple)
         if not found.inodes:
+            if four_tuple in self._early:  # gone in this very moment
+                return None
             return NO_SOCKET if found.cookie is None else Attribution(found.how, None, found.cookie)
         holders = []
         for inode in found.inodes:
             holder = self._processes.recheck(inode)
             if holder is None:
-                self._note_newcomers(four_tuple, found)
+                self._note(four_tuple, found.inodes)
                 return None
             holders.append(holder)
+        self._early.pop(four_tuple, None)
         return self._answer(found, holders, complete=True)
 
     def search(self, protocol: int, four_tuple: bytes) -> Iterator[Attribution | None]:
@@ -73,13 +76,22 @@ class SocketSource:
                 return
             yield None
 
-    def _note_newcomers(self, four_tuple: bytes, found: _Found) -> None:
-        """Note who holds the sockets at this moment, as far as it is a newcomer: by the search's end it may be gone."""
-        early = {inode: holder for inode in found.inodes if (holder := self._processes.newcomer(inode)) is not None}
+    def note_newcomer(self, protocol: int, four_tuple: bytes) -> None:
+        """Note who holds the likeliest socket at this moment, if it is a newcomer: it may be gone in the next.
+
+        Raises:
+            KernelError: sock_diag cannot answer.
+        """
+        self._early.pop(four_tuple, None)
+        if protocol == UDP and (socket := self._diag.find(protocol, four_tuple)) is not None and socket.inode:
+            self._note(four_tuple, (socket.inode,))
+
+    def _note(self, four_tuple: bytes, inodes: Iterable[int]) -> None:
+        early = {inode: holder for inode in inodes if (holder := self._processes.newcomer(inode)) is not None}
         if early:
             if len(self._early) >= MOST_EARLY:
                 self._early.clear()
-            self._early[four_tuple] = early
+            self._early.setdefault(four_tuple, {}).update(early)
 
     def cookie(self, protocol: int, four_tuple: bytes, *, all_sockets: bool = True) -> bytes | None:
         """The cookie of the socket that sends this flow now; None where there is none, or no way to tell.

@@ -22,7 +22,7 @@ from tunsplit.wire.dns import LARGEST
 PORT = 53
 BATCH = 64  # sockets read before packets get their turn again
 POOL = 4  # sockets of a server that questions choose from by chance
-MOST_USES = 32  # questions by one port
+MOST_USES = 128  # questions by one port
 MOST_AGE_S = 5.0  # of one port
 MOST_SOCKETS = 160  # of one route
 MOST_TCP = 64  # connections at a time; others wait their turn
