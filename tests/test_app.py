@@ -231,7 +231,9 @@ async def test_sides_that_come_and_go_leave_nothing_behind(host, config, monkeyp
             await settled(report, up=True)
         await trio.testing.wait_all_tasks_blocked(0.02)
 
-        assert 3 == len(seen[0])  # outbound, uplink, tunnel
+        outbound, pump = seen[0]
+        assert 2 == len(pump._back)  # noqa: SLF001  # uplink, tunnel: what would pile up
+        assert 0 == outbound.expire(0.0)
 
 
 async def settled(report, *, up):

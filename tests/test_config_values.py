@@ -125,6 +125,7 @@ KEYS = {
     "app user": USERS,
     "app cgroup": (["'/user.slice/**'", "'app-steam-*.scope'"], ["''", "1"]),
     "app inherit": FLAGS,
+    "app force": FLAGS,
     "dns platform": (
         ["'windows'", "'linux'", "'android'", "'linux-2021'", "'macos'", "'per-app'"],
         ["'Linux'", "''", "1"],

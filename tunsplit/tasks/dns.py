@@ -129,8 +129,9 @@ class Dns:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Give the addresses on loopback back."""
+        """Give all sockets back."""
         self._stub.close()
+        self.proxy.close()
 
     @contextmanager
     def taken_over(self) -> Iterator[None]:

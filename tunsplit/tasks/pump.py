@@ -52,8 +52,8 @@ class Pump:
         self._epoll.register(device.socket.fileno(), select.EPOLLIN)
 
     def detach(self, device: SideDevice) -> None:
-        """Forget a device that is about to be closed, which takes it out of the epoll."""
-        del self._back[device]
+        """Forget a device that is about to be closed (and so leaves the epoll); it may never have been attached."""
+        self._back.pop(device, None)
 
     def expire(self, now: float) -> int:
         """Forget incoming datagrams that nobody completed; how many."""
