@@ -17,6 +17,7 @@ from pathlib import Path
 
 import trio
 
+from tunsplit.engine.dnstable import is_private
 from tunsplit.engine.systemdns import (
     CONFIGURED,
     Memory,
@@ -36,6 +37,7 @@ from tunsplit.kernel.rtnetlink import Rtnetlink
 from tunsplit.tasks.network import Network
 
 POLL_S = 3.0
+UNKNOWN_POLL_S = 0.1  # while the gateway of the network on which a resolver was learned is being asked for
 
 RESOLV_CONF = "resolv.conf"
 MERGED = {systembus.RESOLVED: "run/systemd/resolve/resolv.conf",
@@ -106,7 +108,7 @@ class SystemDnsFinder:
                 await self.refresh()
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
-                await trio.sleep(POLL_S)
+                await trio.sleep(POLL_S if self._knows_places() else UNKNOWN_POLL_S)
 
     async def refresh(self) -> None:
         """Look whether anything has changed; if so, read it and tell."""
@@ -137,6 +139,11 @@ class SystemDnsFinder:
                                              "source": ", ".join(dict.fromkeys(self.sources().values()))})  # fmt: skip
             self.on_change()
 
+    def _knows_places(self) -> bool:
+        """Whether every network on which a private resolver may be asked could be told from another."""
+        places = [server.place for server in self.found.servers if is_private(server.address)]
+        return all(place is None or place.gateway is None or place.mac is not None for place in places)
+
     def _look_around(self) -> tuple[Places, Surroundings]:
         network = self._network
         snapshot, sides = network.snapshot, network.sides
@@ -164,7 +171,7 @@ class SystemDnsFinder:
             known: list[Neighbour] = [one for one in self._rtnetlink.neighbours(index) if one.address == gateway]
             if any(one.usable for one in known):
                 return next(one.mac for one in known if one.usable)
-            if any(server.place is not None and server.place.mac is not None for server in self.found.servers):
+            if any(server.place is not None for server in self.found.servers):
                 self._rtnetlink.neighbour_use(index, gateway)
         except KernelError as error:  # the device is going away
             logger.debug("the gateway cannot be asked for", extra={"error": str(error)})
