@@ -224,6 +224,7 @@ class Gate:
             answers=self.answers,
             ask=self.proxy.ask,
             table=DnsTable("linux", relay=(RELAY4,)),
+            is_resolver=lambda _: False,
             random_below=lambda _: 0,
         )
         self.admit = Admit(

@@ -101,6 +101,18 @@ async def test_a_rule_that_covers_one_is_refused_without_force(lab):
         assert {"tunnel"} == await sides_of_questions(stage, app)
 
 
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+async def test_one_that_is_beside_the_tunnel_by_force_asks_whom_it_likes(lab, protocol):
+    """Issue, item 2: by the table its questions would go to the relay's resolver; that is the control."""
+    dnsmasq = lab.copy_program("dnsmasq", "a-stub")
+    async with stub(lab, dnsmasq), open_stage(lab) as stage, stage.app(stage.included) as app:
+        await app(ASK)
+        assert b"\x05relay" in await app("ask_stub(protocol)", protocol=protocol)
+        assert set() == await stage.where(destination=UPSTREAM)
+        await stage.daemon.command("app", "add", "--force", str(dnsmasq))
+        assert {"uplink"} == await sides_of_questions(stage, app, protocol)
+
+
 async def test_a_file_that_covers_one_is_refused_at_the_start_and_at_a_reload(lab):
     """L32: `run` ends with 2, a reload changes nothing."""
     dnsmasq = lab.copy_program("dnsmasq", "a-stub")

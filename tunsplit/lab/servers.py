@@ -106,8 +106,12 @@ def _describe(peer: tuple[str, int]) -> bytes:
 
 def _bind(namespace: Namespace, family: int, kind: int, address: Address, port: int) -> socket.socket:
     made = namespace.socket(family, kind)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
-    made.bind((str(address), port))
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
+        made.bind((str(address), port))
+    except OSError:
+        made.close()
+        raise
     return made
 
 

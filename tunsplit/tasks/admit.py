@@ -241,7 +241,7 @@ class Admit:
             if self._nat.outbound.find(first.protocol, first.key) is not None:
                 self._pass_all(packets, now)
                 return
-            way = self._dns.way(first, side)
+            way = self._dns.way(first, side, attribution.owner)
             hindrance = f"the {side} has no way there" if way is None else ""
             if way is not None and not self._open(first, way, judgement, attribution, now):
                 hindrance = "no room"

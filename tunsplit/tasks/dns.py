@@ -119,7 +119,7 @@ class Dns:
         self.proxy = DnsProxy(table, RoutesNetwork(network), filter_aaaa=config.dns.filter_aaaa)
         self.capture = DnsCapture(
             tun=tun, nat=nat, network=network, answers=answers, ask=self.proxy.ask, table=table,
-            random_below=secrets.randbelow,
+            is_resolver=judge.is_resolver, random_below=secrets.randbelow,
         )  # fmt: skip
         self._counters: Counter[str] = Counter()
         self._connections = Connections(self._identify, self._counters)

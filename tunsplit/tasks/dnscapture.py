@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
 
-from tunsplit.engine.attribution import Attribution
+from tunsplit.engine.attribution import Attribution, Owner
 from tunsplit.engine.direction import ACK, SYN, destination_of, reversed_key
 from tunsplit.engine.dnstable import DnsTable
 from tunsplit.engine.flow import App, Flow, FlowEvent, Rewrite
@@ -26,6 +26,7 @@ from tunsplit.engine.policy import Judgement, Verdict
 from tunsplit.engine.slowpath import SlowPath, Unknown
 from tunsplit.errors import MalformedPacket
 from tunsplit.kernel.tun import Tun
+from tunsplit.process import Process
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.dnsproxy import Asker, Reply, boottime
 from tunsplit.tasks.network import Network
@@ -116,8 +117,10 @@ class DnsCapture:
         answers: Answers,
         ask: Ask,
         table: DnsTable,
+        is_resolver: Callable[[Process], bool],
         random_below: Callable[[int], int],
     ) -> None:
+        self._is_resolver = is_resolver
         self._nat = nat
         self._tun = tun
         self._network = network
@@ -132,10 +135,19 @@ class DnsCapture:
 
     # For admit
 
-    def way(self, first: Unknown, verdict: str) -> Way | None:
-        """How a flow of an app judged to be on this side leaves; None: not at all."""
+    def way(self, first: Unknown, verdict: str, owner: Owner | None) -> Way | None:
+        """How a flow of an app judged to be on this side leaves; None: not at all.
+
+        A local resolver that is beside the tunnel, which only `force` or a word by hand can do, asks whom it likes: a
+        recursive one could not work otherwise.
+
+        Raises:
+            KernelError: whether it is one cannot be known.
+        """
         destination, version = destination_of(first.key), first.headers.version
         if first.protocol not in (TCP, UDP) or first.key[-2:] not in PORTS:
+            return self._network.way(verdict, version, destination)
+        if verdict == Verdict.UPLINK.value and owner is not None and all(map(self._is_resolver, owner.holders)):
             return self._network.way(verdict, version, destination)
         found = self._handling(first.key, verdict)
         if found is Handling.ANSWER:
