@@ -201,7 +201,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             judge=judge,
             live=live,
             admit=admit,
-            explainer=Explainer(judge, source, network, nat),
+            explainer=Explainer(judge, source, network, nat, dns.capture),
             processes=processes,
             network=network,
             resolvers=resolvers,

@@ -7,6 +7,7 @@ import pytest
 from tests.netns.family import agent, bear, bear_daemon
 from tests.netns.sides import is_on, look
 from tests.netns.stage import HOST, open_stage
+from tunsplit.lab.addresses import PUBLIC_RESOLVER
 
 pytestmark = pytest.mark.netns
 
@@ -73,6 +74,31 @@ async def test_a_flow_is_explained_by_its_socket(stage, excluded, included):
             stage.clear()
     told = await explained(stage, "--proto", "tcp", "--src", "10.128.0.1:9", "--dst", "198.51.100.1:9")
     assert ("block", "unattributed", None) == (told["verdict"], told["reason"], told["app"])
+
+
+async def test_where_names_are_resolved_is_explained_too(lab):
+    """By the table's row: of a question to a resolver on the LAN, and of an app."""
+    async with (
+        open_stage(lab, dns={"custom": [str(PUBLIC_RESOLVER[4])]}) as stage,
+        stage.app(stage.excluded) as excluded,
+        stage.app(stage.included) as included,
+    ):
+        for app, route, words in ((excluded, "outside", "excluded app"), (included, "tunnel", "normal app")):
+            row = f"linux · public custom · {words}"
+            own = await explained(stage, "--pid", str(app.pid))
+            assert (route, row) == (own["dns"]["route"], own["dns"]["row"])
+            assert [{"address": str(PUBLIC_RESOLVER[4]), "route": route}] == own["dns"]["resolvers"]
+            await app("own = udp('192.168.50.53', 53)")
+            address, port = await app("own.getsockname()")
+            told = await explained(stage, "--proto", "udp", "--src", f"{address}:{port}", "--dst", "192.168.50.53:53")
+            assert ("answer", None) == (told["dns"]["handling"], told["way"])
+            assert row == told["dns"]["row"]
+            told = await explained(stage, "--proto", "udp", "--src", f"{address}:{port}", "--dst", "192.168.50.53:853")
+            assert ("refuse", None) == (told["dns"]["handling"], told["way"])
+            assert "dns" not in await explained(
+                stage, "--proto", "udp", "--src", f"{address}:{port}", "--dst", "192.168.50.53:7"
+            )
+        assert set() == await stage.where(address=PUBLIC_RESOLVER[4])
 
 
 async def test_a_program_is_explained_before_anybody_starts_it(stage):

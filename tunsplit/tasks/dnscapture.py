@@ -24,7 +24,8 @@ from tunsplit.engine.interception import PORTS, Handling, handling
 from tunsplit.engine.nat import Nat, Way
 from tunsplit.engine.policy import Judgement, Verdict
 from tunsplit.engine.slowpath import SlowPath, Unknown
-from tunsplit.errors import MalformedPacket
+from tunsplit.errors import KernelError, MalformedPacket
+from tunsplit.host import IPAddress
 from tunsplit.kernel.tun import Tun
 from tunsplit.process import Process
 from tunsplit.tasks.answers import Answers
@@ -138,31 +139,40 @@ class DnsCapture:
     def way(self, first: Unknown, verdict: str, owner: Owner | None) -> Way | None:
         """How a flow of an app judged to be on this side leaves; None: not at all.
 
+        Raises:
+            KernelError: what its owner is cannot be known.
+        """
+        found = self.handling(first.protocol, first.key, verdict, owner)
+        if found is Handling.ANSWER:
+            return self._captured(first.protocol, first.headers.version, verdict)
+        side = verdict if found is None else found.value
+        return None if found is Handling.REFUSE else self._network.way(
+            side, first.headers.version, destination_of(first.key)
+        )  # fmt: skip
+
+    def handling(self, protocol: int, key: bytes, verdict: str, owner: Owner | None) -> Handling | None:
+        """What becomes of a flow to a resolver's port; None: it is none, or is left alone.
+
         A local resolver that is beside the tunnel, which only `force` or a word by hand can do, asks whom it likes: a
         recursive one could not work otherwise.
 
         Raises:
-            KernelError: whether it is one cannot be known.
+            KernelError: whether its owner is one cannot be known.
         """
-        destination, version = destination_of(first.key), first.headers.version
-        if first.protocol not in (TCP, UDP) or first.key[-2:] not in PORTS:
-            return self._network.way(verdict, version, destination)
-        if verdict == Verdict.UPLINK.value and owner is not None and all(map(self._is_resolver, owner.holders)):
-            return self._network.way(verdict, version, destination)
-        found = self._handling(first.key, verdict)
-        if found is Handling.ANSWER:
-            return self._captured(first.protocol, version, verdict)
-        return None if found is Handling.REFUSE else self._network.way(found.value, version, destination)
+        if protocol not in (TCP, UDP) or key[-2:] not in PORTS:
+            return None
+        excluded = verdict == Verdict.UPLINK.value
+        if excluded and owner is not None and all(map(self._is_resolver, owner.holders)):
+            return None
+        asked, port = ip_address(destination_of(key)), int.from_bytes(key[-2:], "big")
+        return handling(self.table, port, asked, excluded=excluded, tunnel_up=self._network.tunnel_up)
 
-    def _handling(self, key: bytes, verdict: str) -> Handling:
-        asked = ip_address(destination_of(key))
-        return handling(
-            self.table,
-            int.from_bytes(key[-2:], "big"),
-            asked,
-            excluded=verdict == Verdict.UPLINK.value,
-            tunnel_up=self._network.tunnel_up,
-        )
+    def explain(self, verdict: str, asked: IPAddress | None = None) -> dict[str, object]:
+        """What the table says to an app on this side that asks this resolver; None: our own stub."""
+        excluded = verdict == Verdict.UPLINK.value
+        choice = self.table.choose(excluded=excluded, tunnel_up=self._network.tunnel_up, asked=asked)
+        servers = [{"address": str(server.address), "route": server.route.value} for server in choice.servers]
+        return {"row": choice.row, "route": choice.route.value, "resolvers": servers}
 
     def _captured(self, protocol: int, version: int, verdict: str) -> Way | None:
         if protocol == UDP:
@@ -248,10 +258,14 @@ class DnsCapture:
                 self._nat.end(flow, FlowEvent.BLOCK, now)
 
     def _goes_on(self, flow: Flow) -> bool:
-        found = self._handling(flow.key, flow.verdict)
-        if flow.original.device in (self._questions, self._loop):
-            return found is Handling.ANSWER
-        return found.value == flow.side
+        try:
+            found = self.handling(flow.protocol, flow.key, flow.verdict, flow.owner)
+        except KernelError:
+            return False  # then its next packet is judged anew, which says what failed
+        is_captured = flow.original.device in (self._questions, self._loop)
+        if found is Handling.ANSWER:
+            return is_captured
+        return not is_captured and flow.side == (flow.verdict if found is None else found.value)
 
 
 def asker_of(flow: Flow) -> Asker:

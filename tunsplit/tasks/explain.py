@@ -4,15 +4,20 @@ from ipaddress import ip_address
 
 from tunsplit.engine.attribution import Attribution, Owner, search_all
 from tunsplit.engine.direction import destination_of
+from tunsplit.engine.interception import Handling
 from tunsplit.engine.nat import Nat
+from tunsplit.engine.policy import Verdict
 from tunsplit.engine.reasons import Reason, Reasons
 from tunsplit.errors import TunsplitError
 from tunsplit.kernel.procpid import identify, resolve
 from tunsplit.process import Executable, Process
+from tunsplit.tasks.dnscapture import DnsCapture
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.wire.ip import NAMES
+
+SIDES = (Handling.TUNNEL, Handling.UPLINK)
 
 Json = dict[str, object]
 
@@ -20,8 +25,9 @@ Json = dict[str, object]
 class Explainer:
     """Asks the organs of judgement, as for a packet."""
 
-    def __init__(self, judge: Judge, source: SocketSource, network: Network, nat: Nat) -> None:
+    def __init__(self, judge: Judge, source: SocketSource, network: Network, nat: Nat, dns: DnsCapture) -> None:
         self._judge = judge
+        self._dns = dns
         self._source = source
         self._network = network
         self._nat = nat
@@ -58,6 +64,7 @@ class Explainer:
             "reasons": [reason.words for reason in reasons],
             "verdict": judgement.verdict.value,
             "reason": judgement.reason,
+            "dns": self._table_row(judgement.verdict),
             "note": "started by an app that is listed, it is listed too; rules by user or cgroup need a process",
         }
 
@@ -70,10 +77,19 @@ class Explainer:
         for found in search_all((self._source,), number, key):
             attribution = found or attribution
         owner = attribution.owner if attribution else None
-        way = None
+        way = handling = None
         explained = self._explained(owner)
-        if explained["verdict"] != "block":
-            way = self._network.way(str(explained["verdict"]), 4 if len(key) == 12 else 6, destination_of(key))
+        verdict = str(explained["verdict"])
+        if verdict != Verdict.BLOCK.value:
+            handling = self._dns.handling(number, key, verdict, owner)
+            if handling is None or handling in SIDES:
+                side = verdict if handling is None else handling.value
+                way = self._network.way(side, 4 if len(key) == 12 else 6, destination_of(key))
+        if handling is None:
+            del explained["dns"]
+        else:
+            asked = self._dns.explain(verdict, ip_address(destination_of(key)))
+            explained["dns"] = {"handling": handling.value, **asked}
         known = self._nat.outbound.find(number, key)
         return {
             "app": _app(owner.process) if owner else None,
@@ -106,7 +122,12 @@ class Explainer:
             "holders": holders,
             "verdict": judgement.verdict.value,
             "reason": judgement.reason,
+            "dns": self._table_row(judgement.verdict),
         }
+
+    def _table_row(self, verdict: Verdict) -> Json | None:
+        """Where the questions of an app go; None: nowhere, since nothing of it does."""
+        return None if verdict is Verdict.BLOCK else self._dns.explain(verdict.value)
 
 
 def _app(process: Process) -> Json:
