@@ -87,14 +87,14 @@ HOPS = {
 
 
 @BOTH
-@pytest.mark.parametrize("method", ["--udp", "--icmp"])
+@pytest.mark.parametrize("method", [("--udp", "-p", "33434"), ("--icmp",)], ids=["udp", "icmp"])
 async def test_traceroute_shows_the_routers_of_its_own_side(lab, version, method):
-    """L22: time exceeded is translated with the packet that it quotes."""
+    """L22: time exceeded is translated with the packet that it quotes. To port 53, --udp's own, we would answer."""
     programs = {"uplink": lab.copy_program("traceroute", "excluded-traceroute"), "tunnel": "traceroute"}
     async with open_stage(lab, [programs["uplink"]]) as stage:
         for side, program in programs.items():
             # Two probes at once at the most: routers are slow to tell of more.
-            words = ["-n", "-q", "1", "-N", "2", "-m", "4", "-w", "2", method, str(SERVER[version])]
+            words = ["-n", "-q", "1", "-N", "2", "-m", "4", "-w", "2", *method, str(SERVER[version])]
             done = await lab.host.run([program, *words])
             hops = [line.split()[1] for line in done.stdout.splitlines()[1:]]
 

@@ -90,8 +90,9 @@ def _device(name: str, own: Iterable[Interface]) -> str:
 
 
 def _own(own: Iterable[Address], device: str) -> str:
-    """More addresses of a machine, without a network around them."""
-    return "".join(f"address add {address} dev {device}\n" for address in own)
+    """More addresses of a machine, without a network around them; it calls itself by none (RFC 6724 §5, rule 3)."""
+    lifetime = {4: "", 6: " preferred_lft 0"}
+    return "".join(f"address add {address} dev {device}{lifetime[address.version]}\n" for address in own)
 
 
 def _routes(destinations: Iterable[Address], *, via: Mapping[int, Interface]) -> str:
