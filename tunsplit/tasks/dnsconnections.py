@@ -109,9 +109,9 @@ class Connections:
         async with stream:
             try:
                 identified = self._identify(stream)
-            except (OSError, KernelError) as error:  # reset already, or nobody can be asked for its owner
+            except (OSError, KernelError) as refusal:  # reset already, or nobody can be asked for its owner
                 self._counters["dns_connections_broken"] += 1
-                logger.debug("a connection cannot be identified", extra={"error": str(error)})
+                logger.debug("a connection cannot be identified", extra={"error": str(refusal)})
                 return
             if identified is None:
                 self._counters["dns_connections_of_nobody"] += 1
