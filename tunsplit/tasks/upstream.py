@@ -49,7 +49,6 @@ class TcpChannel(Channel):
     """One connection, for one question."""
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    failed: bool = True
 
 
 class Upstream:
@@ -225,7 +224,7 @@ class Upstream:
             self.counters["upstream_tcp_failed"] += 1
         finally:
             self._conversations.discard(channel)
-            self.resolver.lost(channel, self._clock(), failed=channel.failed)
+            self.resolver.lost(channel, self._clock())
 
     async def _ask(self, channel: TcpChannel, message: bytes) -> None:
         made = self._socket(channel.server, socket.SOCK_STREAM)
@@ -250,20 +249,15 @@ class Upstream:
             if not any(pool):
                 del self._pools[server]
 
-    def end_side(self, routes: frozenset[Route]) -> None:
-        """A side is gone, or leads elsewhere: its sockets are closed; what waits asks again if there is a way."""
-        now = self._clock()
-        ended: list[Channel] = [one for one in self._channels.values() if one.server.route in routes]
-        ended += [one for one in self._conversations if one.server.route in routes]
-        # All closed before anything is asked anew.
-        for channel in ended:
-            if isinstance(channel, UdpChannel):
-                self._drop(channel)
-            elif isinstance(channel, TcpChannel):
-                channel.failed = False
-                channel.scope.cancel()
-        for channel in ended:
-            self.resolver.lost(channel, now, failed=False)
+    def end_side(self, routes: frozenset[Route]) -> list[Channel]:
+        """A side is gone, or leads elsewhere: close its sockets, and give back what may still be waited on."""
+        sockets = [one for one in self._channels.values() if one.server.route in routes]
+        conversations = [one for one in self._conversations if one.server.route in routes]
+        for channel in sockets:
+            self._drop(channel)
+        for conversation in conversations:
+            conversation.scope.cancel()
+        return [*sockets, *conversations]
 
     def close(self) -> None:
         """Close everything, for good; harmless twice."""
