@@ -380,6 +380,27 @@ async def test_an_app_that_cannot_be_told_keeps_nobody_else_from_the_answer():
     assert 1 == stage.proxy.statistics()["failed_OSError_5"]
 
 
+@pytest.mark.parametrize("over_tcp", [False, True])
+async def test_a_mistake_costs_one_answer(over_tcp, monkeypatch):
+    """What a resolver sends must not end the daemon, and with it all that keeps included apps off the uplink."""
+    mistakes = [ValueError("a mistake of ours")]
+    real = dnsproxy.answer_for
+
+    def answer_for(*arguments, **options):
+        if mistakes:
+            raise mistakes.pop()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(dnsproxy, "answer_for", answer_for)
+    relay = FakeResolver(RELAY)
+    async with staged(relay) as stage:
+        stage.proxy.ask(query("a.example"), Asker(None, Verdict.TUNNEL, None, over_tcp), bytes, boottime())
+        await asked(relay)
+        assert names(await stage.ask(query("b.example"), over_tcp=over_tcp))
+    assert [] == mistakes
+    assert 1 == stage.proxy.statistics()["failed_ValueError"]
+
+
 async def test_an_app_whose_side_has_no_ipv6_gets_no_ipv6_addresses():
     record = "www.example.com. 60 IN AAAA 2001:db8::1"
     relay = FakeResolver(RELAY, lambda question, _: [answer(question, record)])

@@ -17,6 +17,7 @@ import trio
 from tunsplit.engine.dnstable import Route, Server, is_private
 from tunsplit.engine.resolver import Channel, Resolver
 from tunsplit.names import MARK_TUNNEL, MARK_UPLINK
+from tunsplit.tasks import mishap
 from tunsplit.wire.dns import LARGEST
 
 PORT = 53
@@ -211,9 +212,15 @@ class Upstream:
                 self._drop(channel)
                 self.resolver.lost(channel, now)
                 return
-            self.resolver.answered_untrusted(channel, bytes(view[:size]), now)
+            self._take_untrusted(channel, bytes(view[:size]), now)
             if channel.closed or not channel.attempts:
                 return  # what else has come in wakes us again
+
+    def _take_untrusted(self, channel: Channel, message: bytes, now: float) -> None:
+        try:
+            self.resolver.answered_untrusted(channel, message, now)
+        except Exception as error:  # a mistake of ours must not end the daemon
+            mishap.note(self.counters, error)
 
     async def _converse(self, channel: TcpChannel, message: bytes) -> None:
         try:
@@ -237,7 +244,7 @@ class Upstream:
             await stream.send_all(len(message).to_bytes(2, "big") + message)
             while channel.attempts:
                 size = int.from_bytes(await _exactly(stream, 2), "big")
-                self.resolver.answered_untrusted(channel, await _exactly(stream, size), self._clock())
+                self._take_untrusted(channel, await _exactly(stream, size), self._clock())
 
     def sweep(self, now: float) -> None:
         """Close the sockets that nobody waits on and whose port has served for long enough."""
