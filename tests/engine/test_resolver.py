@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.fakes.resolvers import answer, query, read
 from tunsplit.engine import resolver as module
 from tunsplit.engine.dnstable import Route, Server
-from tunsplit.engine.resolver import ATTEMPT_S, SILENT_S, Channel, Outcome, Resolver
+from tunsplit.engine.resolver import ATTEMPT_S, SILENT_S, WITHDRAWN, Channel, Outcome, Resolver
 from tunsplit.wire.dns import Answer, read_question_untrusted
 
 FIRST, SECOND = (Server(ip_address(f"10.64.0.{number}"), Route.TUNNEL, "row") for number in (1, 2))
@@ -290,11 +290,23 @@ def test_a_broken_channel_leads_to_the_next_server_at_once(world):
     assert ["udp 10.64.0.1"] * 2 + ["udp 10.64.0.2"] * 2 == world.asked
 
 
-def test_a_channel_that_was_closed_for_a_change_is_opened_anew(world):
+@pytest.mark.parametrize("what", ["its channel", "everything"])
+def test_who_waits_for_what_is_withdrawn_is_told_so(world, what):
     world.ask()
-    world.resolver.lost(world.wires.sent[0][1], NOW, failed=False)
+    world.ask("www.example.com")
+    world.resolver.withdraw([world.wires.sent[0][1]] if what == "its channel" else None)
 
-    assert ["udp 10.64.0.1", "udp 10.64.0.1"] == world.asked
+    assert [True, True] == [outcome is WITHDRAWN for outcome in world.outcomes]
+    assert world.is_idle
+
+
+def test_what_waits_on_other_channels_is_not_withdrawn(world):
+    world.ask("www.example.com", FIRST)
+    world.ask("www.example.org", SECOND)
+    world.resolver.withdraw([world.wires.sent[1][1]])
+
+    assert [True] == [outcome is WITHDRAWN for outcome in world.outcomes]
+    assert 1 == len(world.resolver)
 
 
 def test_what_breaks_late_leaves_the_server_that_is_being_asked_its_time(world):
@@ -395,7 +407,9 @@ def test_those_who_wait_are_bounded(world, monkeypatch):
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(("ask", "answer", "refuse", "truncate", "deaf", "garbage", "lose", "renew", "close", "wait")),
+        st.sampled_from(
+            ("ask", "answer", "refuse", "truncate", "deaf", "garbage", "lose", "withdraw", "close", "wait")
+        ),
         st.integers(0, 3),
     ),
     max_size=40,
@@ -417,8 +431,10 @@ def test_whoever_asks_is_answered_once_whatever_happens(steps):
             world.resolver.expire(now)
         elif world.wires.sent:
             channel, message = world.wires.sent[number % len(world.wires.sent)][1:]
-            if step in ("lose", "renew"):
-                world.resolver.lost(channel, now, failed=step == "lose")
+            if step == "lose":
+                world.resolver.lost(channel, now)
+            elif step == "withdraw":
+                world.resolver.withdraw([channel] if number else None)
             else:
                 rcode = {"refuse": 5, "deaf": 1}.get(step, 0)
                 flags = dns.flags.TC if step == "truncate" else 0

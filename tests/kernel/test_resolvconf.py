@@ -1,5 +1,6 @@
 """resolv.conf is read as the C library reads it, and comes back as it was from whatever moment."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -162,6 +163,18 @@ def test_what_a_daemon_of_another_namespace_has_taken_is_left_to_it_while_it_run
     held.close()  # as when it is killed
     assert give_back(path)
     assert not is_taken(path)
+
+
+def test_who_may_only_read_it_cannot_keep_it_from_coming_back(path):
+    """Whoever resolves names may open it, and wait with a lock for the daemon's end."""
+    said = read(path)
+    held = takeover(STUB, path)
+    assert "0o644" == oct(path.stat().st_mode & 0o777)
+    with path.open("rb") as reader:
+        held.close()
+        fcntl.flock(reader, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert give_back(path)
+    assert said == read(path)
 
 
 def test_a_directory_that_is_not_there_is_said(tmp_path):

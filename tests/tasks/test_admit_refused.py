@@ -210,6 +210,22 @@ async def test_one_that_fails_in_a_search_does_not_cost_us_the_worker(gate, nurs
     assert 1 == len(gate.uplink.socket.frames)
 
 
+async def test_a_mistake_over_what_was_held_for_too_long_does_not_end_the_daemon(
+    gate, nursery, autojump_clock, monkeypatch
+):
+    nursery.start_soon(gate.admit.release_late)
+    gate.now = trio.current_time()
+    gate.passes(syn())
+    with monkeypatch.context() as patch:
+        patch.setattr(gate.judge, "judge", lambda _: 1 // 0)
+        await trio.sleep(1.1)
+    gate.now = trio.current_time()
+    gate.passes(udp(f"{TUN4}:5001 > {FAR4}:80"))
+    await trio.sleep(1.1)
+
+    assert ["reset", "icmp 3/13 from us"] == answered(gate)
+
+
 @pytest.mark.parametrize("organ", ["network", "ports"])
 def test_one_that_fails_after_the_verdict_blocks_too(gate, organ):
     gate.source.knows(5000, EXCLUDED)

@@ -1,6 +1,7 @@
 """Several questions on a connection, answered in whatever order the answers come."""
 
 import socket
+import struct
 from collections import Counter
 from ipaddress import ip_address
 
@@ -122,6 +123,54 @@ async def test_who_does_not_read_is_left(nursery, autojump_clock):
     await trio.testing.wait_all_tasks_blocked()
     table.answer(0, b"answer")
     await trio.sleep(IDLE_S + 1)
+
+    assert 1 == counters["dns_connections_broken"]
+
+
+@pytest.mark.parametrize("half", ["open", "closed"])
+async def test_who_asks_only_what_gets_no_answer_is_left(ends, autojump_clock, monkeypatch, half):
+    """An answer in place of a question, say: a connection that waits for ever would keep its user's place."""
+    monkeypatch.setattr(dnsconnections, "MOST_PENDING", 2)
+    far, _, ended = ends
+    await far.send_all(framed(b"answer") * 2)
+    if half == "closed":
+        await far.aclose()
+
+    with trio.fail_after(3 * IDLE_S):
+        await ended.wait()
+
+
+@pytest.mark.parametrize("error", [OSError("reset before it was accepted"), KernelError("sock_diag failed")])
+async def test_a_connection_that_cannot_be_identified_costs_only_itself(error):
+    def fail(_):
+        raise error
+
+    counters: Counter[str] = Counter()
+    near, far = trio.testing.memory_stream_pair()
+    await Connections(fail, counters).converse(as_real(near))
+
+    assert 1 == counters["dns_connections_broken"]
+    assert b"" == await far.receive_some()
+
+
+async def test_a_connection_that_was_reset_before_it_was_accepted_leaves_the_listener(nursery):
+    """accept(2) gives it all the same, and getpeername(2) fails: any local program can bring that about."""
+    counters: Counter[str] = Counter()
+    heard = trio.Event()
+
+    def take(message, reply):
+        heard.set()
+        return False
+
+    connections = Connections(lambda stream: (stream.socket.getpeername() and 1000, take), counters)
+    listener = open_listener(ip_address("127.0.0.1"), 0)
+    with socket.create_connection(listener.socket.getsockname()) as early:
+        early.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    nursery.start_soon(trio.serve_listeners, connections.converse, [listener])
+    async with await trio.open_tcp_stream(*listener.socket.getsockname()) as late:
+        await late.send_all(framed(b"one"))
+        with trio.fail_after(20):
+            await heard.wait()
 
     assert 1 == counters["dns_connections_broken"]
 

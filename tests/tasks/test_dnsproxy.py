@@ -380,6 +380,27 @@ async def test_an_app_that_cannot_be_told_keeps_nobody_else_from_the_answer():
     assert 1 == stage.proxy.statistics()["failed_OSError_5"]
 
 
+@pytest.mark.parametrize("over_tcp", [False, True])
+async def test_a_mistake_costs_one_answer(over_tcp, monkeypatch):
+    """What a resolver sends must not end the daemon, and with it all that keeps included apps off the uplink."""
+    mistakes = [ValueError("a mistake of ours")]
+    real = dnsproxy.answer_for
+
+    def answer_for(*arguments, **options):
+        if mistakes:
+            raise mistakes.pop()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(dnsproxy, "answer_for", answer_for)
+    relay = FakeResolver(RELAY)
+    async with staged(relay) as stage:
+        stage.proxy.ask(query("a.example"), Asker(None, Verdict.TUNNEL, None, over_tcp), bytes, boottime())
+        await asked(relay)
+        assert names(await stage.ask(query("b.example"), over_tcp=over_tcp))
+    assert [] == mistakes
+    assert 1 == stage.proxy.statistics()["failed_ValueError"]
+
+
 async def test_an_app_whose_side_has_no_ipv6_gets_no_ipv6_addresses():
     record = "www.example.com. 60 IN AAAA 2001:db8::1"
     relay = FakeResolver(RELAY, lambda question, _: [answer(question, record)])
@@ -475,6 +496,36 @@ async def test_another_table_holds_from_the_next_question_on():
 
     assert [1, 1] == [len(relay.seen), len(public.seen)]
     assert "linux · public custom · normal app" == shown.row
+
+
+async def test_what_is_in_flight_when_the_table_changes_is_asked_by_the_new_one():
+    """L16: after a reload nobody is asked whom only the table before has named, not by a retry either."""
+    relay, public = FakeResolver(RELAY, lambda *_: []), FakeResolver(PUBLIC)
+    send, receive = trio.open_memory_channel[bytes](1)
+    async with staged(relay, public) as stage:
+        stage.proxy.ask(query(), Asker(None, Verdict.TUNNEL, None), send.send_nowait, boottime())
+        await asked(relay)
+        stage.proxy.configure(DnsTable("linux", custom=(ip_address(PUBLIC),)))
+        with trio.fail_after(20):
+            got = await receive.receive()
+
+    assert ["www.example.com. 60 IN A 192.0.2.1"] == names(got)
+    assert [1, 1] == [len(relay.seen), len(public.seen)]
+
+
+async def test_a_resolver_of_the_last_network_is_not_asked_on_the_next():
+    """A private address is another machine there, and it would hear what was in flight."""
+    system = FakeResolver(SYSTEM, lambda *_: [])
+    got: list[bytes] = []
+    async with staged(system, platform="per-app") as stage:
+        stage.proxy.ask(query(), Asker(None, Verdict.UPLINK, None), got.append, boottime())
+        await asked(system)
+        stage.network.identity += 1
+        stage.proxy.configure(DnsTable("per-app"))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+
+    assert [dns.rcode.SERVFAIL] == [read(one).rcode() for one in got]
+    assert 1 == len(system.seen)
 
 
 async def test_what_is_remembered_of_asked_addresses_is_bounded(monkeypatch):

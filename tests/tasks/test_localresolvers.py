@@ -137,6 +137,21 @@ async def test_who_becomes_one_or_ends_is_told(resolvers, monkeypatch):
             nursery.cancel_scope.cancel()
 
 
+async def test_who_was_listed_for_somebody_else_first_is_told_all_the_same(resolvers, monkeypatch):
+    """What `status` or a switch has looked up is no news to the list, but live flows are to be judged by it."""
+    monkeypatch.setattr(localresolvers, "WATCH_S", 0.01)
+    told, more = trio.open_memory_channel(64)
+    resolvers.on_change = told.send_nowait
+    with binding() as (pid, _):
+        assert pid in {one.process.pid for one in resolvers.listed()}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(resolvers.watch)
+            with trio.fail_after(20):
+                while pid not in {one for one, _ in await more.receive()}:
+                    pass
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_look_that_fails_is_said_and_tried_again(resolvers, monkeypatch, caplog):
     monkeypatch.setattr(localresolvers, "WATCH_S", 0.01)
     failures = iter([KernelError("no sock_diag")])

@@ -65,6 +65,11 @@ def test_a_size_below_what_everybody_takes_is_no_size():
     assert 512 == question(use_edns=0, payload=100).size
 
 
+def test_a_size_beyond_what_a_datagram_takes_is_cut():
+    """An answer between the two could neither be sent nor fetched over TCP: nobody would hear that it is truncated."""
+    assert 65507 == question(use_edns=0, payload=65535).size
+
+
 def test_other_additional_records_do_no_harm():
     asked = dnslib.DNSRecord.question("www.example.com")
     asked.add_ar(dnslib.RR("x.example.com", rdata=dnslib.A("192.0.2.1")))

@@ -9,7 +9,7 @@ as long as the question is in flight. Once all servers have failed, or after MOS
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -66,6 +66,7 @@ class Outcome(NamedTuple):
 
 Waiter = Callable[[Outcome], None]
 SILENCE = Outcome(None, None)
+WITHDRAWN = Outcome(None, None)  # told by identity: nothing is wrong, but it is to be asked by what holds now
 
 
 @dataclass(slots=True, eq=False)
@@ -228,18 +229,24 @@ class Resolver:
             if current:
                 self._advance(pending, now)
 
-    def lost(self, channel: Channel, now: float, *, failed: bool = True) -> None:
-        """A channel has broken: what waits on it goes on at once; to another server, if this one has failed."""
+    def lost(self, channel: Channel, now: float) -> None:
+        """A channel has broken: what waits on it goes on at once, to another server."""
         for attempt in list(channel.attempts.values()):
             pending = attempt.pending
             current = attempt is pending.attempts[-1]
-            if failed:
-                pending.failed |= {attempt.number}
-            else:
-                pending.turn = attempt.number
+            pending.failed |= {attempt.number}
             self._end(attempt)
             if current:
                 self._advance(pending, now)
+
+    def withdraw(self, channels: Iterable[Channel] | None = None) -> None:
+        """End the questions that wait on these channels, or all: who waits is told `WITHDRAWN`, and may ask anew."""
+        if channels is None:
+            pending = dict.fromkeys(self._pending.values())
+        else:
+            pending = {attempt.pending: None for channel in channels for attempt in channel.attempts.values()}
+        for one in pending:
+            self._finish(one, WITHDRAWN)
 
     def expire(self, now: float) -> None:
         """Deal with silence: the next server, or the end. The silent one may still answer."""

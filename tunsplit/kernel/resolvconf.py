@@ -13,13 +13,15 @@ Under `ip netns exec`, and in most containers, the name is a mount point of its 
 (EXDEV), nothing be renamed over it (EBUSY), and what is mounted there belongs to whoever mounted it. It is left alone.
 
 A taken file that somebody else has replaced since is theirs: it stays, and the original is forgotten. And /etc is
-shared by network namespaces: whoever runs holds a lock on what he has taken (flock(2), gone with the process), so that
-what was left behind can be told from what another daemon has taken.
+shared by network namespaces: whoever runs holds a lock on what he has taken (fcntl(2), of the open file description,
+gone with the process), so that what was left behind can be told from what another daemon has taken. It is a write lock,
+which takes a descriptor open for writing: anybody may read the file, and take whatever lock flock(2) knows.
 """
 
 import errno
 import fcntl
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ PATH = Path("/etc/resolv.conf")
 ORIGINAL = ".tunsplit-original"  # suffix of the original's second name
 NEW = ".tunsplit-new"  # suffix of ours before it takes the place
 HEAD = b"# tunsplit's while it runs; `tunsplit undo` puts back what was here.\n"
+
+_LOCK = struct.Struct("hhqqi4x")  # struct flock: kind, whence, start, length (0: to the end), pid
 
 MOST_BYTES = 65536
 MOST_SERVERS = 32  # the C library asks three (MAXNS); stubs list more
@@ -115,10 +119,11 @@ def takeover(servers: Iterable[IPAddress], path: Path = PATH) -> BinaryIO:
             raise KernelError(f"{path} is taken by the tunsplit of another network namespace")
         with suppress(FileNotFoundError):
             new.unlink()
-        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        # Nobody else may read it, and so lock it, before we have.
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         file = os.fdopen(descriptor, "w+b")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _lock(fcntl.F_WRLCK))
             os.fchmod(descriptor, 0o644)  # whatever the umask: everybody resolves
             file.write(HEAD + "".join(f"{line}\n" for line in lines).encode())
             file.flush()
@@ -192,12 +197,15 @@ def _keep(path: Path) -> None:
 def _is_held(path: Path) -> bool:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        told = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _lock(fcntl.F_RDLCK))
     finally:
         os.close(descriptor)
-    return False
+    kind: int = _LOCK.unpack(told)[0]
+    return kind != fcntl.F_UNLCK
+
+
+def _lock(kind: int) -> bytes:
+    return _LOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
 
 
 def _original(path: Path) -> Path:

@@ -212,7 +212,10 @@ class Admit:
             now = trio.current_time()
             for held in self._hold.expire(now):
                 self.counters["held_too_long"] += 1
-                self.judge(held, Attribution("held too long", None), now)
+                try:
+                    self.judge(held, Attribution("held too long", None), now)
+                except Exception as error:  # as in `search`
+                    self._failed(held, error, now)
 
     # Verdicts
 

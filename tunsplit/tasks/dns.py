@@ -182,8 +182,7 @@ class Dns:
         self._apply()
 
     def network_changed(self) -> None:
-        """Follow a change of the network."""
-        self.proxy.network_changed()
+        """Follow a change of the network: the table is known first, since a private resolver may be another's now."""
         self._finder.look_again()
         self._apply()
 

@@ -70,7 +70,8 @@ class Connection:
                     received += chunk
                 else:
                     return True
-            if silence.cancelled_caught and not (self._pending or self._unsent):
+            # What has waited for so long gets no answer any more: some messages never do.
+            if silence.cancelled_caught and not self._unsent:
                 return False
 
     def _reply(self, answer: bytes) -> None:
@@ -106,7 +107,12 @@ class Connections:
     async def converse(self, stream: trio.SocketStream) -> None:
         """Serve one connection."""
         async with stream:
-            identified = self._identify(stream)
+            try:
+                identified = self._identify(stream)
+            except (OSError, KernelError) as refusal:  # reset already, or nobody can be asked for its owner
+                self._counters["dns_connections_broken"] += 1
+                logger.debug("a connection cannot be identified", extra={"error": str(refusal)})
+                return
             if identified is None:
                 self._counters["dns_connections_of_nobody"] += 1
                 return

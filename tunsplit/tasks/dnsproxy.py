@@ -19,7 +19,7 @@ from tunsplit.engine.dnscache import PARTITION, DnsCache
 from tunsplit.engine.dnstable import Choice, DnsTable, Route, Server
 from tunsplit.engine.flow import App
 from tunsplit.engine.policy import Verdict
-from tunsplit.engine.resolver import Outcome, Resolver
+from tunsplit.engine.resolver import WITHDRAWN, Channel, Outcome, Resolver
 from tunsplit.host import FAMILIES, IPAddress
 from tunsplit.tasks import mishap
 from tunsplit.tasks.chance import Chance
@@ -164,7 +164,10 @@ class DnsProxy:
         question = read_question_untrusted(message)
         if question is None:
             self._fault(message, reply)
-            return
+        else:
+            self._take(question, asker, reply, now)
+
+    def _take(self, question: Question, asker: Asker, reply: Reply, now: float) -> None:
         known = self._known.get(id(asker))
         plan = known[1] if known is not None else self._plan_of(asker)
         if question.version or question.type in (AXFR, IXFR) or asker.verdict is Verdict.BLOCK:
@@ -184,6 +187,9 @@ class DnsProxy:
             return
 
         def answered(outcome: Outcome) -> None:
+            if outcome is WITHDRAWN:
+                self._take(question, asker, reply, self._clock())
+                return
             seconds = self._clock() - now
             server = outcome.server or plan.choice.servers[0]
             if outcome.answer is None:
@@ -280,23 +286,34 @@ class DnsProxy:
     # What changes
 
     def configure(self, table: DnsTable, *, filter_aaaa: bool = True) -> None:
-        """Follow another table from now on; what is in flight is answered by the one that it was asked by."""
-        if table != self._table:
-            self._forget(self._partitions)
+        """Follow another table, and the network as it is now, as `network_changed` does.
+
+        What is in flight is asked anew: from now on no packet goes to whom only the table before has named.
+        """
+        is_other = table != self._table
         self._table, self._filter_aaaa = table, filter_aaaa
-        self._unplan()
+        if is_other:
+            self._forget(self._partitions)
+        ended = self._follow()
+        self._resolver.withdraw(None if is_other else ended)
 
     def network_changed(self) -> None:
         """Look at the sides again: of one that is gone or another, sockets are closed and answers forgotten.
 
         Its questions in flight end with SERVFAIL, or are asked again if there is a way.
         """
+        self._resolver.withdraw(self._follow())
+
+    def _follow(self) -> list[Channel]:
+        """Close all sockets of sides that are not what they were, before anything is asked anew; which they were."""
         before, self._identities = self._identities, self._look()
         self._unplan()
+        ended: list[Channel] = []
         for side in (TUNNEL_SIDE, UPLINK_SIDE):
             if any(before[route] != self._identities[route] for route in side):
                 self._forget([one for one in self._partitions if any(route in side for _, route in one)])
-                self._upstream.end_side(side)
+                ended += self._upstream.end_side(side)
+        return ended
 
     def _look(self) -> dict[Route, Hashable]:
         return {

@@ -23,7 +23,7 @@ from tunsplit.engine.attribution import Owner
 from tunsplit.engine.policy import Judgement, Policy
 from tunsplit.engine.reasons import Image, Reasons
 from tunsplit.engine.rules import keys_of
-from tunsplit.errors import KernelError
+from tunsplit.errors import KernelError, TunsplitError
 from tunsplit.kernel.procevents import BATCH, Event, Exec, Exit, Fork, Overrun, ProcessEvents, UidChanged
 from tunsplit.kernel.procfs import Processes, Recalled
 from tunsplit.process import Process
@@ -67,6 +67,7 @@ class Judge:
         self._state_file = state_file
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._saved: bytes | None = None
+        self._lost = False  # events, since the last look at all processes
         processes.keys = keys_of(policy.rules)
         processes.recall = self.recall
         saved, recent = self._load()
@@ -108,7 +109,8 @@ class Judge:
             self.look_again(process.pid)
             reasons = self.tree.reasons(process.pid, process.start_time)
         elif self._processes.keys & UNTOLD and (image := self.tree.image(process.pid)) is not None:
-            self.tree.look(process, image)
+            # Not by `process`, which may be what it was long ago: when its flow opened.
+            self._read([(process.pid, image)])
             reasons = self.tree.reasons(process.pid, process.start_time)
         return reasons
 
@@ -161,15 +163,15 @@ class Judge:
                 self._begin_anew()
 
     def _begin_anew(self) -> None:
+        """Subscribe anew; what happened meanwhile nobody has heard."""
+        self._lost = True
         try:
             events = ProcessEvents()
-        except KernelError as error:
+        except TunsplitError as error:
             logger.debug("process events do not come back", extra={"error": str(error)})
             return
         self._events.close()
         self._events = events
-        self.tree.rescan(self._look_at_all())
-        self.failure = None
 
     def close(self) -> None:
         """End the subscription."""
@@ -226,21 +228,25 @@ class Judge:
         return [process for process, _ in read]
 
     def _drain(self) -> None:
-        lost = False
         for _ in range(MOST_BATCHES):
-            events = self._events.read()
+            try:
+                events = self._events.read()
+            except KernelError:
+                self._lost = True
+                raise
             for event in events:
                 if isinstance(event, Overrun):
-                    lost = True
+                    self._lost = True
                 else:
                     self._apply(event)
             if len(events) < BATCH:
                 break
         else:
             raise KernelError("processes are born faster than they can be taken in")
-        if lost:  # the queue has been emptied, and goes on from here
+        if self._lost:  # the queue has been emptied, and goes on from here
             self.counters["process_events_overrun"] += 1
             self.tree.rescan(self._look_at_all())
+            self._lost = False
 
     def _apply(self, event: Event) -> None:
         tree = self.tree
@@ -263,7 +269,10 @@ class Judge:
         return [process for pid in self._pids() if (process := self._processes.read(pid)) is not None]
 
     def _pids(self) -> list[int]:
-        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        try:
+            return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        except OSError as error:
+            raise KernelError(f"/proc: {error.strerror}") from error
 
     def _line(self, pid: int) -> list[Process]:
         node = self._processes.read(pid)

@@ -20,7 +20,7 @@ import trio
 from tunsplit.engine.attribution import Owner
 from tunsplit.engine.flow import Flow, FlowEvent, FlowState
 from tunsplit.engine.nat import Nat
-from tunsplit.engine.policy import Judgement
+from tunsplit.engine.policy import Judgement, Verdict
 from tunsplit.errors import KernelError
 from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.sockdiag import SockDiag
@@ -63,18 +63,26 @@ class LiveFlows:
         self.rejudge(self._nat)
 
     def rejudge(self, flows: Iterable[Flow]) -> None:
-        """Judge flows again; those that have lost their side end, at once."""
+        """Judge flows again; those that have lost their side, or cannot be judged, end at once."""
         losers: list[tuple[Flow, Judgement]] = []
         for flow in flows:
-            judgement = self._judge.judge(flow.owner)
-            if judgement.verdict.value != flow.verdict and self._has_lost_holders(flow):
-                judgement = self._judge.judge(flow.owner)
+            judgement = self._judge_again(flow)
             if judgement.verdict.value != flow.verdict:
                 losers.append((flow, judgement))
             else:
                 flow.reason = judgement.reason
         if losers:
             self._end(losers)
+
+    def _judge_again(self, flow: Flow) -> Judgement:
+        try:
+            judgement = self._judge.judge(flow.owner)
+            if judgement.verdict.value != flow.verdict and self._has_lost_holders(flow):
+                judgement = self._judge.judge(flow.owner)
+        except KernelError as error:
+            # Nobody asks again for this change, so what cannot be judged ends.
+            return Judgement(Verdict.BLOCK, f"cannot be judged: {error}")
+        return judgement
 
     def _has_lost_holders(self, flow: Flow) -> bool:
         """Whether some of several holders have closed the flow's socket since; they are forgotten then."""
@@ -163,7 +171,7 @@ class LiveFlows:
                 logger.warning("holders of sockets cannot be found", extra={"error": str(error)})
 
     def _compare(self, flows: Iterable[Flow], held: dict[int, frozenset[tuple[int, int]]]) -> None:
-        changed = []
+        changed: list[tuple[Flow, Owner]] = []
         for flow in flows:
             keys = frozenset().union(*(held.get(inode, frozenset()) for inode in flow.sockets))
             if not keys or keys == _holders(flow.owner):
@@ -171,9 +179,10 @@ class LiveFlows:
             processes = [process for pid, start in keys if (process := self._processes.read(pid)) is not None
                          and process.start_time == start]  # fmt: skip
             if processes and flow.owner is not None:
-                flow.owner = Owner(tuple(processes), flow.owner.certainty)
-                changed.append(flow)
-        self.rejudge(flow for flow in changed if flow.state in (FlowState.OPEN, FlowState.CLOSING))
+                changed.append((flow, Owner(tuple(processes), flow.owner.certainty)))
+        for flow, owner in changed:  # all of them are known: a failure before leaves them for the next look
+            flow.owner = owner
+        self.rejudge(flow for flow, _ in changed if flow.passes)
 
 
 def _holders(owner: Owner | None) -> set[tuple[int, int]]:

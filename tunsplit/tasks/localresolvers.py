@@ -139,13 +139,15 @@ class LocalResolvers:
 
     async def watch(self) -> None:
         """Look now and then who is one, until cancelled, and tell who has become one or is none any more."""
+        told: set[Key] = set()  # not `_listed`, which whoever asks brings up to date without telling
         while True:
-            before = {_key(one.process) for one in self._listed}
             try:
                 self._dump()
                 for _ in self._look():
                     await trio.lowlevel.checkpoint()
-                if changed := before ^ {_key(one.process) for one in self._listed}:
+                found = {_key(one.process) for one in self._listed}
+                if changed := told ^ found:
+                    told = found
                     self._holds.clear()
                     self.on_change(changed)
             except KernelError as error:

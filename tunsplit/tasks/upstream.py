@@ -17,6 +17,7 @@ import trio
 from tunsplit.engine.dnstable import Route, Server, is_private
 from tunsplit.engine.resolver import Channel, Resolver
 from tunsplit.names import MARK_TUNNEL, MARK_UPLINK
+from tunsplit.tasks import mishap
 from tunsplit.wire.dns import LARGEST
 
 PORT = 53
@@ -49,7 +50,6 @@ class TcpChannel(Channel):
     """One connection, for one question."""
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    failed: bool = True
 
 
 class Upstream:
@@ -212,9 +212,15 @@ class Upstream:
                 self._drop(channel)
                 self.resolver.lost(channel, now)
                 return
-            self.resolver.answered_untrusted(channel, bytes(view[:size]), now)
+            self._take_untrusted(channel, bytes(view[:size]), now)
             if channel.closed or not channel.attempts:
                 return  # what else has come in wakes us again
+
+    def _take_untrusted(self, channel: Channel, message: bytes, now: float) -> None:
+        try:
+            self.resolver.answered_untrusted(channel, message, now)
+        except Exception as error:  # a mistake of ours must not end the daemon
+            mishap.note(self.counters, error)
 
     async def _converse(self, channel: TcpChannel, message: bytes) -> None:
         try:
@@ -225,7 +231,7 @@ class Upstream:
             self.counters["upstream_tcp_failed"] += 1
         finally:
             self._conversations.discard(channel)
-            self.resolver.lost(channel, self._clock(), failed=channel.failed)
+            self.resolver.lost(channel, self._clock())
 
     async def _ask(self, channel: TcpChannel, message: bytes) -> None:
         made = self._socket(channel.server, socket.SOCK_STREAM)
@@ -238,7 +244,7 @@ class Upstream:
             await stream.send_all(len(message).to_bytes(2, "big") + message)
             while channel.attempts:
                 size = int.from_bytes(await _exactly(stream, 2), "big")
-                self.resolver.answered_untrusted(channel, await _exactly(stream, size), self._clock())
+                self._take_untrusted(channel, await _exactly(stream, size), self._clock())
 
     def sweep(self, now: float) -> None:
         """Close the sockets that nobody waits on and whose port has served for long enough."""
@@ -250,20 +256,15 @@ class Upstream:
             if not any(pool):
                 del self._pools[server]
 
-    def end_side(self, routes: frozenset[Route]) -> None:
-        """A side is gone, or leads elsewhere: its sockets are closed; what waits asks again if there is a way."""
-        now = self._clock()
-        ended: list[Channel] = [one for one in self._channels.values() if one.server.route in routes]
-        ended += [one for one in self._conversations if one.server.route in routes]
-        # All closed before anything is asked anew.
-        for channel in ended:
-            if isinstance(channel, UdpChannel):
-                self._drop(channel)
-            elif isinstance(channel, TcpChannel):
-                channel.failed = False
-                channel.scope.cancel()
-        for channel in ended:
-            self.resolver.lost(channel, now, failed=False)
+    def end_side(self, routes: frozenset[Route]) -> list[Channel]:
+        """A side is gone, or leads elsewhere: close its sockets, and give back what may still be waited on."""
+        sockets = [one for one in self._channels.values() if one.server.route in routes]
+        conversations = [one for one in self._conversations if one.server.route in routes]
+        for channel in sockets:
+            self._drop(channel)
+        for conversation in conversations:
+            conversation.scope.cancel()
+        return [*sockets, *conversations]
 
     def close(self) -> None:
         """Close everything, for good; harmless twice."""

@@ -29,6 +29,7 @@ DO = 0x8000  # of the OPT record's TTL field
 SMALLEST_UDP = 512  # RFC 1035 §4.2.1
 OWN_SIZE = 1232  # what fits an IPv6 packet of the least MTU: nobody has to fragment
 LARGEST = 65535
+LARGEST_UDP = LARGEST - 20 - 8  # what is left of an IPv4 packet; a longer answer could not be sent at all
 LONGEST_TTL_S = 86_400
 LONGEST_NEGATIVE_S = 3 * 3600  # RFC 2308 §5
 
@@ -97,7 +98,8 @@ def read_question_untrusted(message: bytes) -> Question | None:
             if kind == OPT:
                 if edns:
                     return None  # RFC 6891 §6.1.1
-                size, edns, do, version = max(size_given, SMALLEST_UDP), True, ttl & DO, ttl >> 16 & 0xFF
+                size, edns = min(max(size_given, SMALLEST_UDP), LARGEST_UDP), True
+                do, version = ttl & DO, ttl >> 16 & 0xFF
         if end > len(message):
             return None
     except (IndexError, struct.error):
