@@ -250,7 +250,18 @@ def test_watching_goes_on_until_it_is_ended(form, monkeypatch):
     if form == "--json":
         assert [[FLOW]] * 3 == [msgspec.json.decode(line) for line in result.stdout.splitlines()]
     else:
-        assert "/usr/bin/firefox" in result.stdout
+        assert 3 == result.stdout.count("rule 1: /usr/bin/firefox")  # no terminal: one after the other
+
+
+def test_watching_ends_when_nobody_reads_any_more(daemon):
+    """`tunsplit flows --watch | head -2`."""
+    command = [sys.executable, "-m", "tunsplit", "flows", "--watch", "--socket", daemon]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        assert watching.stdout.readline().startswith(b"app ")
+        watching.stdout.close()
+        assert (b"", 1) == (watching.stderr.read(), watching.wait())
 
 
 @pytest.mark.parametrize(

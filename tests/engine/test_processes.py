@@ -32,6 +32,18 @@ def test_an_orphan_stays_its_dead_parents_child(story):
     assert [12, 11, 10, 1] == [process.pid for process in story.tree.lineage(12, 12)]
 
 
+def test_whoever_runs_its_parents_program_bears_its_own_name_in_a_lineage(story):
+    """As a shell's children do that it has no program for: `( ( exec updater & ) )`."""
+    for parent, child in ((1, 10), (10, 11), (11, 12)):
+        story.fork(parent, child)
+    story.exec(12, CURL)
+    story.exit(11)
+    assert [] == story.words(12)
+    lineage = story.tree.lineage(12, 12)
+    assert [12, 11, 10, 1] == [process.pid for process in lineage]
+    assert [12, -1, -1, 1] == [process.start_time for process in lineage]
+
+
 def test_a_child_keeps_what_its_parent_was_at_its_birth(story):
     story.fork(1, 10)
     story.exec(10, FIREFOX)

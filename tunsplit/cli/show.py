@@ -123,15 +123,17 @@ def watched(
 
 
 def show_tables(tables: "Iterator[Table]", *, live: bool) -> None:
-    """Print a table, or each of them in its predecessor's place."""
+    """Print a table, or each of them: on a terminal in its predecessor's place, else one after the other."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    if not live:
-        console.print(next(tables))
+    if not live or not console.is_terminal:
+        for table in tables:
+            console.print(table)
+            sys.stdout.flush()  # a pipe's reader wants it now
         return
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as display:
+    with Live(console=console, screen=True, auto_refresh=False) as display:
         for table in tables:
             display.update(table, refresh=True)
 

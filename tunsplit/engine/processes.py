@@ -273,7 +273,7 @@ class ProcessTree:
         node = self._find(pid, start_time)
         if node is None:
             return []
-        return [one.image.process for one in (node, *line_of(node)) if one.image.process is not None]
+        return [read for one in (node, *line_of(node)) if (read := one.last_read) is not None]
 
     def recall(self, pid: int) -> tuple[Process, bool] | None:
         """What a living process is as of the last event, and whether it has descendants; None: that was not read yet.
@@ -281,10 +281,10 @@ class ProcessTree:
         Its arguments and its control group may be others by now. Its parent: the one it was born of, 0 if that is dead.
         """
         node = self._nodes.get(pid)
-        if node is None or not node.alive or node.start_time is None or (read := node.image.process) is None:
+        if node is None or not node.alive or node.start_time is None or (read := node.last_read) is None:
             return None
         parent = node.parent.pid if node.parent is not None and node.parent.alive else 0
-        return read._replace(pid=pid, start_time=node.start_time, parent=parent), bool(node.children)
+        return read._replace(parent=parent), bool(node.children)
 
     def birth(self, pid: int, start_time: int) -> Birth | None:
         """How we know of this process, if we do."""

@@ -36,7 +36,7 @@ class Reason(NamedTuple):
         """As users read it."""
         if self.ancestor is not None:
             gone = ", which has exited" if self.exited else ""
-            return f"inherited from {self.ancestor} ({self.path or '?'}){gone}"
+            return f"inherited from {self.ancestor} ({self.path or 'unknown'}){gone}"
         return f"rule {self.rule}: {self.label}" if self.mark is None else "by hand"
 
 
@@ -148,6 +148,16 @@ class Node:
         self.threads = 0  # besides the leader, as far as their births were seen
         self.children = 0
         self.depth = 0  # the number of ancestors, as of its birth
+
+    @property
+    def last_read(self) -> Process | None:
+        """What it is as last read, of whomever: an image is shared by all who run it since a fork.
+
+        The start time is -1 if nobody has looked at this one itself yet.
+        """
+        if (read := self.image.process) is None:
+            return None
+        return read._replace(pid=self.pid, start_time=-1 if self.start_time is None else self.start_time)
 
     def doubt(self, at: int) -> bool:
         """It runs another program: what was read of it just before may have been that one. False: nothing was."""
