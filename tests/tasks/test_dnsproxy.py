@@ -23,6 +23,7 @@ from tunsplit.engine.resolver import MOST_OF_ONE
 from tunsplit.tasks import dnsproxy
 from tunsplit.tasks.dnsproxy import MOST_RECENT, Asker, DnsProxy, boottime
 from tunsplit.tasks.upstream import MOST_SOCKETS, POOL
+from tunsplit.wire import dns as wire_dns
 
 pytestmark = pytest.mark.netns
 
@@ -384,7 +385,7 @@ async def test_an_app_that_cannot_be_told_keeps_nobody_else_from_the_answer():
 async def test_a_mistake_costs_one_answer(over_tcp, monkeypatch):
     """What a resolver sends must not end the daemon, and with it all that keeps included apps off the uplink."""
     mistakes = [ValueError("a mistake of ours")]
-    real = dnsproxy.answer_for
+    real = wire_dns.answer_for
 
     def answer_for(*arguments, **options):
         if mistakes:
@@ -394,7 +395,7 @@ async def test_a_mistake_costs_one_answer(over_tcp, monkeypatch):
     monkeypatch.setattr(dnsproxy, "answer_for", answer_for)
     relay = FakeResolver(RELAY)
     async with staged(relay) as stage:
-        stage.proxy.ask(query("a.example"), Asker(None, Verdict.TUNNEL, None, over_tcp), bytes, boottime())
+        stage.proxy.ask(query("a.example"), Asker(None, Verdict.TUNNEL, None, over_tcp), lambda _: None, boottime())
         await asked(relay)
         assert names(await stage.ask(query("b.example"), over_tcp=over_tcp))
     assert [] == mistakes
