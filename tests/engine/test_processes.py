@@ -44,6 +44,22 @@ def test_whoever_runs_its_parents_program_bears_its_own_name_in_a_lineage(story)
     assert [12, -1, -1, 1] == [process.start_time for process in lineage]
 
 
+def test_what_events_tell_of_a_process_need_not_be_read(story):
+    story.fork(1, 10)
+    story.exec(10, FIREFOX)
+    assert story.tree.recall(99) is None
+    story.words(10)
+    process, has_children = story.tree.recall(10)
+    assert (10, 10, 1, "/usr/bin/firefox", False) == (*process[:3], process.executable.path, has_children)
+    story.fork(10, 11)
+    assert story.tree.recall(10)[1]
+    assert story.tree.recall(11) is None  # nobody has looked at it yet
+    story.words(11)
+    story.exit(10)
+    assert story.tree.recall(10) is None
+    assert (11, 11, 0) == story.tree.recall(11)[0][:3]
+
+
 def test_a_child_keeps_what_its_parent_was_at_its_birth(story):
     story.fork(1, 10)
     story.exec(10, FIREFOX)

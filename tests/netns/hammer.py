@@ -23,7 +23,7 @@ def hammer(word, own, target=None):
                 said[0] += 1
                 text = f'{word} {said[0]:08}.'.encode()
                 own.send(text) if target is None else own.sendto(text, target)
-                time.sleep(0.001)
+                time.sleep(0.002)
         except OSError as error:
             ended[word] = error.errno
     threading.Thread(target=run, daemon=True).start()

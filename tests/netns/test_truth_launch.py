@@ -67,6 +67,7 @@ async def test_flows_go_on_in_a_storm_of_forks(stage, excluded, included, forks)
     storm = stage.lab.copy_program("bash", "storm")
     for app in (excluded, included):
         await app("own = udp(SERVER4); stream = tcp(SERVER6); line = read_line(stream)")
+        await app("own.settimeout(15); stream.settimeout(15)")  # the storm takes the server's time as well
     async with stage.lab.host.start([storm, "-c", f"while :; do {forks}; echo forked; done"]) as running:
         await running.wait_written("forked")
         for number in range(100):

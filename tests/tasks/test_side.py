@@ -102,14 +102,16 @@ def test_a_gateway_that_moves_takes_all_its_flows_along(uplink, table):
     assert OTHER_MAC == uplink.socket.frames[0][10:16]
 
 
-def test_a_neighbour_that_the_kernel_forgets_is_used_on(uplink, table):
+def test_a_neighbour_that_the_kernel_forgets_is_used_on_and_asked_for_again(uplink, table):
     uplink.neighbour(ROUTER4, ROUTER_MAC)
     rewrite = original(table, uplink)
+    uplink.asked.clear()
 
     uplink.neighbour(ROUTER4, None, NeighbourState.NONE)
     send(uplink, rewrite, udp(OUTSIDE))
 
     assert 1 == len(uplink.socket.frames)
+    assert [ROUTER4] == uplink.asked
 
 
 def test_an_entry_that_is_deleted_while_we_wait_for_it_is_asked_for_again(uplink, table):

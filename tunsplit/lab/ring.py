@@ -20,7 +20,7 @@ TPACKET_V2 = 1
 STATUS_KERNEL = 0
 SLOT = 384  # octets: header, address, and what is left of the frame, over 256
 BLOCK = SLOT * 512  # whole pages
-BLOCKS = 64  # 12 MiB, 32768 frames: half a second of the busiest wire
+BLOCKS = 128  # 24 MiB, 65536 frames: a second of the busiest wire
 SLOTS = BLOCK * BLOCKS // SLOT
 
 # struct tpacket2_hdr: status · length · captured · offset of the frame · (network header) · seconds · nanoseconds

@@ -7,8 +7,8 @@ address is written once; it lives as long as one of them, or a way, leads by it.
 to know.
 
 What the kernel's table says is kept as it says it, so it needs no bounds of its own (gc_thresh3). An entry
-that the kernel forgets, since it sees none of our frames, is no reason to stop: its address is used until
-the kernel says better.
+that the kernel forgets, since it sees none of our frames, is no reason to stop: it is asked for again, and
+its address used until the kernel says better.
 """
 
 import struct
@@ -185,8 +185,8 @@ class SideDevice:
             elif neighbour.failed:
                 next_hop.ethernet = None
                 self._give_up(next_hop)
-            elif not neighbour.state and next_hop.waiting and not self._resolve(self.link.index, address):
-                self._give_up(next_hop)  # the entry was deleted while we waited for it
+            elif not neighbour.state and not self._resolve(self.link.index, address):
+                self._give_up(next_hop)  # the entry was deleted, and what waits for it would do so for ever
 
     def _go_on(self, next_hop: NextHop) -> None:
         for rewrite, frame in self._taken(next_hop):
