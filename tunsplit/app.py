@@ -27,6 +27,7 @@ from tunsplit.engine.slowpath import SlowPath
 from tunsplit.kernel import hostconfig
 from tunsplit.kernel.conntrack import Conntrack
 from tunsplit.kernel.instance import Instance
+from tunsplit.kernel.limits import raise_descriptor_limit
 from tunsplit.kernel.nft import LivePorts
 from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.rtnetlink import Rtnetlink, RtnetlinkEvents
@@ -75,6 +76,7 @@ def run(config: Config, *, config_file: str, ready: Callable[[], None]) -> None:
         TunsplitError: it cannot start, and nothing is left behind; or the host could not be put back whole.
     """
     _hurry()
+    raise_descriptor_limit()
     trio.run(_run_until_signal, config, config_file, ready)
 
 

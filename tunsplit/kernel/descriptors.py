@@ -15,10 +15,13 @@ A descriptor on its way through a unix socket is in nobody's table until it is r
 # ruff: noqa: PTH116, PTH208 -- pathlib costs more than the system call, and this is the dear part
 
 import ctypes
+import errno
 import os
 import platform
 import sys
 from collections.abc import Container, Iterator
+
+from tunsplit.errors import KernelError
 
 CHUNK = 100  # descriptors read before the caller may give way
 THREADS = 8  # whose children are asked for; a program with more is left to the next full pass
@@ -39,11 +42,22 @@ def read_link(path: str, directory: int | None = None) -> str | None:
         return None
 
 
+def refuse_to_guess(error: OSError) -> None:
+    """Let an error pass that says that a process is gone, or not ours to see: then it holds nothing for us.
+
+    Raises:
+        KernelError: there is no room to look with, so nobody knows what it holds.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise KernelError(f"holders of sockets cannot be seen: {error.strerror}") from error
+
+
 def search(path: str, link: str, most: int | None = None) -> tuple[str | None, int]:
     """The descriptor in this table that shows `link`, and how many were read; only the `most` highest."""
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # gone, or not ours to see: then nobody finds it there
+    except OSError as error:
+        refuse_to_guess(error)
         return None, 0
     count = 0
     try:
@@ -70,7 +84,8 @@ def held(process: int, table: str, inodes: Container[int]) -> Iterator[tuple[lis
     """
     try:
         directory = os.open(table, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=process)
-    except OSError:  # gone, or not ours to see
+    except OSError as error:
+        refuse_to_guess(error)
         return
     try:
         names = os.listdir(directory)
@@ -100,7 +115,8 @@ def tables_of_threads(process: int, pid: int) -> list[str]:
             threads = [int(name) for name in os.listdir(task)]
         finally:
             os.close(task)
-    except OSError:  # gone
+    except OSError as error:
+        refuse_to_guess(error)
         return []
     return [f"task/{thread}/fd" for thread in threads if thread != pid and not _share_table(pid, thread)]
 

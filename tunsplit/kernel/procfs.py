@@ -17,7 +17,7 @@ What a process shows can change without exec: its user (setuid), its command lin
 cgroup (it may be moved). Holders are read anew for every flow.
 """
 
-# ruff: noqa: PTH115, PTH116, PTH208 -- pathlib costs more than the system call, and this is the dear part
+# ruff: noqa: PTH115 -- pathlib costs more than the system call, and this is the dear part
 
 import os
 import time
@@ -25,9 +25,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
+from tunsplit.errors import KernelError
 from tunsplit.kernel.cgroup import Cgroups
-from tunsplit.kernel.descriptors import children, held, read_link, search, tables_of_threads
-from tunsplit.kernel.procpid import parse_stat, read_file, read_process
+from tunsplit.kernel.descriptors import children, held, read_link, refuse_to_guess, search, tables_of_threads
+from tunsplit.kernel.procpid import parse_stat, pids, read_file, read_process
 from tunsplit.process import Process
 
 PAUSE = 200  # descriptors read before the event loop gets its turn: 0.5 ms
@@ -175,7 +176,11 @@ class Processes:
             yield inode, keys
 
     def held_of(self, pid: int, inodes: set[int]) -> set[int]:
-        """Which of these sockets a process holds."""
+        """Which of these sockets a process holds.
+
+        Raises:
+            KernelError: that cannot be seen: there is no descriptor left to look with.
+        """
         return {inode for found, _ in self._held(pid, inodes) for inode, _ in found}
 
     def known(self, pid: int) -> Process | None:
@@ -216,11 +221,10 @@ class Processes:
         before: set[int] = set()
         # Each round looks at who was born during the last; a fork bomb must not keep us for ever.
         for _ in range(3):
-            pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
-            if not (born := pids - before):
+            if not (born := set(pids()) - before):
                 return
             yield from _newest_first(born)
-            before |= pids
+            before |= born
 
     def _search_threads(self, link: str) -> Iterator[Holder | None]:
         budget = PAUSE
@@ -303,29 +307,22 @@ class Processes:
                 _store(self._owners, inode, (process.pid, descriptor), CACHED)
                 _store(self._recent, process.pid, descriptor, RECENT)
 
-    def _again(self, process: Process) -> Process | None:
-        now = self.read(process.pid)
-        return now if now is not None and now.start_time == process.start_time else None
-
-
-def _user(pid: int) -> int | None:
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except OSError:  # gone
-        return None
-
 
 def _open(pid: int) -> int | None:
     try:
         return os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # gone, or not ours to see
+    except OSError as error:
+        refuse_to_guess(error)
         return None
 
 
-def _newest_first(pids: set[int]) -> list[int]:
+def _newest_first(some: set[int]) -> list[int]:
     """By age, as far as pids tell it: they are given upwards, and then again from below."""
-    last = int(read_file("/proc/loadavg").split()[-1])
-    return sorted(pids, key=lambda pid: (pid <= last, pid), reverse=True)
+    try:
+        last = int(read_file("/proc/loadavg").split()[-1])
+    except OSError as error:
+        raise KernelError(f"/proc/loadavg: {error.strerror}") from error
+    return sorted(some, key=lambda pid: (pid <= last, pid), reverse=True)
 
 
 def _store(cache: dict[Key, Value], key: Key, value: Value, most: int) -> None:

@@ -11,7 +11,7 @@ The arguments lie in the process's own memory, where it may write what it likes;
 program shows none. A cgroup's path is told as seen from the reader's cgroup namespace, and holds no line end.
 """
 
-# ruff: noqa: PTH116 -- pathlib costs more than the system call, and every first packet waits for these
+# ruff: noqa: PTH116, PTH208 -- pathlib costs more than the system call, and every first packet waits for these
 
 import os
 from typing import NamedTuple
@@ -45,6 +45,18 @@ def identify(path: str) -> FileIdentity | None:
 def resolve(path: str) -> str:
     """The path with its symlinks followed, as far as it exists."""
     return os.path.realpath(path)
+
+
+def pids() -> list[int]:
+    """The processes that there are now, in no order.
+
+    Raises:
+        KernelError: /proc cannot be read.
+    """
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError as error:
+        raise KernelError(f"/proc: {error.strerror}") from error
 
 
 def parse_stat(text: bytes) -> Stat:

@@ -26,6 +26,7 @@ from tunsplit.engine.rules import keys_of
 from tunsplit.errors import KernelError, TunsplitError
 from tunsplit.kernel.procevents import BATCH, Event, Exec, Exit, Fork, Overrun, ProcessEvents, UidChanged
 from tunsplit.kernel.procfs import Processes, Recalled
+from tunsplit.kernel.procpid import pids
 from tunsplit.process import Process
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Judge:
         self.policy = policy
         if keys_of(policy.rules) - self._processes.keys:
             self._processes.keys = keys_of(policy.rules)
-            for pid in self._pids():
+            for pid in pids():
                 image = self.tree.image(pid)
                 process = self._processes.read(pid)
                 if process is not None and image is not None:
@@ -266,13 +267,7 @@ class Judge:
                 tree.uid_changed(tgid, at)
 
     def _look_at_all(self) -> list[Process]:
-        return [process for pid in self._pids() if (process := self._processes.read(pid)) is not None]
-
-    def _pids(self) -> list[int]:
-        try:
-            return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-        except OSError as error:
-            raise KernelError(f"/proc: {error.strerror}") from error
+        return [process for pid in pids() if (process := self._processes.read(pid)) is not None]
 
     def _line(self, pid: int) -> list[Process]:
         node = self._processes.read(pid)

@@ -29,6 +29,7 @@ from tunsplit.engine.rules import Rule, keys_of
 from tunsplit.errors import ConfigError, KernelError
 from tunsplit.kernel.descriptors import read_link
 from tunsplit.kernel.procfs import Processes
+from tunsplit.kernel.procpid import pids
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.process import Process
 
@@ -164,9 +165,9 @@ class LocalResolvers:
             else:
                 for pid, _ in one[1]:
                     found.setdefault(pid, []).extend(addresses[one[0]])
-        for number, entry in enumerate(os.listdir("/proc")):  # noqa: PTH208  pathlib costs more than the system call
-            if entry.isdecimal() and self._is_service(entry):
-                found.setdefault(int(entry), [])
+        for number, pid in enumerate(pids()):
+            if self._is_service(pid):
+                found.setdefault(pid, [])
             if number % PAUSE == 0:
                 yield None
         resolvers = []
@@ -176,7 +177,7 @@ class LocalResolvers:
                 resolvers.append(LocalResolver(process, tuple(sorted(set(found[pid])))))
         self._listed, self._listed_for = tuple(resolvers), frozenset(addresses)
 
-    def _is_service(self, pid: str) -> bool:
+    def _is_service(self, pid: int) -> bool:
         path = read_link(f"/proc/{pid}/exe")
         is_named = path is not None and PurePath(path.removesuffix(" (deleted)")).name in SERVICES
         return is_named and read_link(f"/proc/{pid}/ns/net") == self._namespace
