@@ -134,6 +134,15 @@ def test_killed_at_any_moment_it_comes_back_as_it_was(path, verb):
     assert 3 < moment < 29
 
 
+def test_a_daemon_that_does_not_take_it_gives_back_what_a_killed_one_has_left(path):
+    """L15: the next start repairs the host by itself, also with another configuration."""
+    before = picture(path.parent)
+    takeover(STUB, path).close()
+    with taken_over([], path):
+        assert before == picture(path.parent)
+    assert before == picture(path.parent)
+
+
 def test_what_somebody_else_has_put_there_since_is_theirs(path):
     held = takeover(STUB, path)
     path.unlink()

@@ -173,11 +173,15 @@ def give_back(path: Path = PATH, held: BinaryIO | None = None) -> bool:
 
 @contextmanager
 def taken_over(servers: Iterable[IPAddress], path: Path = PATH) -> Iterator[None]:
-    """Have the file name these servers within the block.
+    """Have the file name these servers within the block; none: what a killed daemon has left is given back.
 
     Raises:
         KernelError: it cannot be taken over, or not be given back.
     """
+    if not (servers := tuple(servers)):
+        give_back(path)
+        yield
+        return
     held = takeover(servers, path)
     try:
         yield

@@ -135,11 +135,12 @@ class Dns:
 
     @contextmanager
     def taken_over(self) -> Iterator[None]:
-        """Have /etc/resolv.conf name our stub within the block, where the configuration asks for it."""
-        own = [one.address for one in self._config.dns.listen if one.port == CLEAR]
-        if not self._config.dns.take_over:
-            yield
-            return
+        """Have /etc/resolv.conf name our stub within the block, where the configuration asks for it.
+
+        Where it does not, a daemon that was killed may have been told otherwise: its stub is no more.
+        """
+        dns = self._config.dns
+        own = [one.address for one in dns.listen if one.port == CLEAR] if dns.take_over else []
         with ExitStack() as stack:
             try:
                 stack.enter_context(resolvconf.taken_over(own))
