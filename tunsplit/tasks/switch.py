@@ -208,8 +208,10 @@ class Switch:
         self._admit.hold_for(new.split.hold)
         logging.getLogger().setLevel(new.log.level.upper())
         self._apply()
-        self._network.steer(steering)
-        self.on_config(self._config)
+        try:
+            self._network.steer(steering)
+        finally:  # what fails closes both sides; when they come back, it is with this configuration
+            self.on_config(self._config)
         return changes
 
     @property
