@@ -159,3 +159,18 @@ async def test_the_watch_outlives_whatever_fails(world, child, error, nursery, a
     assert world.judge.failure is None
     assert (1 if error else 5) >= len(world.made)
     assert Birth.MISSED is world.judge.tree.birth(child.pid, world.read(child).start_time)
+
+
+async def test_a_tree_that_takes_long_to_save_is_saved_more_rarely(world, nursery, autojump_clock, monkeypatch):
+    """One user's 16,384 dead ancestors take a third of a second, in which nobody's packets are carried."""
+    saved = []
+
+    def save_now() -> None:
+        saved.append(trio.current_time())
+        autojump_clock.jump(0.3)
+
+    monkeypatch.setattr(world.judge, "save_now", save_now)
+    nursery.start_soon(world.judge.save)
+    await trio.sleep(60)
+
+    assert 11 >= len(saved) > 5

@@ -19,6 +19,7 @@ def dump(tree: ProcessTree) -> dict[str, Any]:
     """Whether anybody was ever marked, and everybody who lives or has descendants, ancestors first; as JSON has it."""
     records: list[dict[str, Any]] = []
     numbers: dict[Node, int] = {}
+    plain = _Plain()
     for node in tree.nodes():
         line: list[Node] = []
         one: Node | None = node
@@ -27,7 +28,7 @@ def dump(tree: ProcessTree) -> dict[str, Any]:
             one = one.parent
         for new in reversed(line):
             numbers[new] = len(records)
-            records.append(_record(new, numbers))
+            records.append(_record(new, numbers, plain))
     return {"was_marked": tree.was_marked, "nodes": records}
 
 
@@ -63,7 +64,7 @@ def load(data: object, rules: Sequence[Rule], picture: Iterable[Process], *, rec
     return tree
 
 
-def _record(node: Node, numbers: dict[Node, int]) -> dict[str, Any]:
+def _record(node: Node, numbers: dict[Node, int], plain: "_Plain") -> dict[str, Any]:
     return {
         "pid": node.pid,
         "start_time": node.start_time,
@@ -72,9 +73,9 @@ def _record(node: Node, numbers: dict[Node, int]) -> dict[str, Any]:
         "alive": node.alive,
         "birth": node.birth.value,
         "mark": node.mark.value if node.mark else None,
-        "process": _plain(node.image.process),
+        "process": plain(node.image.process),
         "parent": numbers[node.parent] if node.parent else None,
-        "born_as": _plain(process_of(node.parent_image)),
+        "born_as": plain(process_of(node.parent_image)),
     }
 
 
@@ -95,8 +96,22 @@ def _read(record: dict[str, Any]) -> tuple[Node, int | None, Image]:
     return node, _typed(int | None, record["parent"]), Image(_typed(Process | None, record["born_as"]))
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+class _Plain:
+    """Processes as lists; each once, since what a fork shares is one object, and dear to take apart."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[Any]] = {}
+
+    def __call__(self, process: Process | None) -> list[Any] | None:
+        if process is None:
+            return None
+        if (known := self._known.get(id(process))) is None:
+            known = self._known[id(process)] = _listed(process)
+        return known
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _typed(kind: Any, value: Any) -> Any:

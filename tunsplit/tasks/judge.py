@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SAVE_S = 1.0  # how much of the tree a SIGKILL may cost; whoever was born since counts as missed
+REST = 20  # times as long as saving took, before it is saved again
 RETRY_S = 1.0
 MOST_BATCHES = 256  # of events before one packet is judged: a fork bomb must not keep us for ever
 MOST_ROUNDS = 8  # of programs that are read while others are started
@@ -185,9 +186,13 @@ class Judge:
 
     async def save(self) -> None:
         """Keep the tree on disk as it changes, until cancelled."""
+        pause = SAVE_S
         while True:
-            await trio.sleep(SAVE_S)
+            await trio.sleep(pause)
+            began = trio.current_time()
             self.save_now()
+            # Nothing is carried meanwhile, and who has many children is to cost the others little.
+            pause = max(SAVE_S, REST * (trio.current_time() - began))
 
     def save_now(self) -> None:
         """Write the tree, if it tells more than /proc and has changed."""
