@@ -160,6 +160,11 @@ MESSAGES = [
         "t.toml: [[app]] #1: found nothing to match, expected at least one of path, name, cmdline, user or cgroup",
     ),
     (
+        LEAST + "[dns]\ncustom = ['127.0.0.54']\nlisten = ['127.0.0.54:53']",
+        "t.toml: [dns] custom: found 127.0.0.54, which is tunsplit's own resolver ([dns] listen) and would ask itself, "
+        "expected a resolver of somebody else's",
+    ),
+    (
         LEAST + "[dns]\ntake_over = true\nlisten = ['127.0.0.1:5353']",
         "t.toml: [dns] take_over: found true without a resolver of ours to name, expected listen with an address on port "
         '53, such as "127.0.0.54:53"',

@@ -21,6 +21,12 @@ def contradictions(config: Config, tunnel: Mapping[str, object]) -> Iterator[str
             "[dns] take_over: found true without a resolver of ours to name, expected listen with an address on port "
             f'{DNS_PORT}, such as "127.0.0.54:53"'
         )
+    for own in dict.fromkeys(one.address for one in config.dns.listen if one.port == DNS_PORT):
+        if own in config.dns.custom:
+            yield (
+                f"[dns] custom: found {own}, which is tunsplit's own resolver ([dns] listen) and would ask itself, "
+                "expected a resolver of somebody else's"
+            )
     for number, app in enumerate(config.apps, 1):
         if all(getattr(app, matcher) is None for matcher in MATCHERS):
             *others, last = MATCHERS
