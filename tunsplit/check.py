@@ -13,6 +13,7 @@ from pathlib import Path
 from tunsplit.config import Config, unsupported
 from tunsplit.errors import ConfigError, KernelError, PermissionMissing
 from tunsplit.kernel import caps
+from tunsplit.kernel.procpid import why_no_program
 from tunsplit.process import Process
 
 TUN_DEVICE = Path("/dev/net/tun")
@@ -35,6 +36,16 @@ def require_runnable() -> None:
         raise KernelError(NO_TUN_DEVICE)
     if not shutil.which("nft"):
         raise KernelError(NO_NFT)
+
+
+def require_undoable() -> None:
+    """Fail before anything is tried, where `tunsplit undo` could undo nothing.
+
+    Raises:
+        PermissionMissing: the capability is missing.
+    """
+    if missing := [capability for capability in caps.missing() if capability.name == "CAP_NET_ADMIN"]:
+        raise PermissionMissing(caps.complaint(missing))
 
 
 class Level(Enum):
@@ -95,13 +106,11 @@ GLOB = re.compile(r"[*?\[]")
 
 def _programs_of_rules(config: Config) -> Iterator[Finding]:
     for number, app in enumerate(config.apps, 1):
-        if app.path and not GLOB.search(app.path) and not Path(app.path).is_file():
-            yield Finding(
-                Level.WARNING, f"[[app]] #{number} path: {app.path} does not exist, so the rule matches nothing"
-            )
+        if app.path and not GLOB.search(app.path) and (lack := why_no_program(app.path)):
+            yield Finding(Level.WARNING, f"[[app]] #{number} path: {app.path} {lack}, so the rule matches nothing")
     for client in config.tunnel.client:
-        if client.startswith("/") and not Path(client).is_file():
-            yield Finding(Level.WARNING, f"[tunnel] client: {client} does not exist")
+        if client.startswith("/") and (lack := why_no_program(client)):
+            yield Finding(Level.WARNING, f"[tunnel] client: {client} {lack}")
 
 
 def _users(config: Config) -> Iterator[Finding]:
