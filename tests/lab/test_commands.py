@@ -25,6 +25,11 @@ def tunsplit(*words, text=None, **environment):
     )
 
 
+def test_its_help_names_it_once():
+    shown = CliRunner().invoke(main, ["lab", "run", "--help"], prog_name="tunsplit").output
+    assert shown.startswith("Usage: tunsplit lab run [OPTIONS] COMMAND...\n")
+
+
 @pytest.mark.netns
 @pytest.mark.parametrize("platform", ["linux", "android"])
 def test_the_demo_shows_every_app_on_its_side(platform):
