@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import ip_address
 from pathlib import Path
 
 from tunsplit.config import Config, unsupported
@@ -98,6 +99,7 @@ def configuration(config: Config | ConfigError, file: str) -> Iterator[Finding]:
     yield from _users(config)
     yield from _rules_of_root(config)
     yield from _interfaces(config)
+    yield from _resolvers(config)
     yield from _local_resolvers(config)
 
 
@@ -170,6 +172,27 @@ def _interfaces(config: Config) -> Iterator[Finding]:
         yield Finding(
             Level.WARNING, f"[uplink] interface: {uplink} is absent, so excluded apps are refused until it appears"
         )
+
+
+def _resolvers(config: Config) -> Iterator[Finding]:
+    from tunsplit.engine.dnstable import DnsTable
+
+    somewhere = (ip_address("192.0.2.1"),)  # theirs is not known before the start
+    table = DnsTable(config.dns.platform, config.dns.custom, somewhere, somewhere, config.lan.allow)
+    for excluded in (False, True):
+        choice = table.choose(excluded=excluded, tunnel_up=True)
+        if not choice.servers:
+            allowed = DnsTable(config.dns.platform, config.dns.custom, somewhere, somewhere, lan_allow=True)
+            remedy = (
+                "set [lan] allow = true, or name a public one"
+                if allowed.choose(excluded=excluded, tunnel_up=True).servers
+                else "name a public one, or choose another platform"
+            )
+            yield Finding(
+                Level.WARNING,
+                f"[dns] custom: by the row {choice.row} a private resolver is not asked, so every question of "
+                f"{'excluded' if excluded else 'included'} apps fails (SERVFAIL): {remedy}",
+            )
 
 
 def _local_resolvers(config: Config) -> Iterator[Finding]:
