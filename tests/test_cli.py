@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 STATUS: dict[str, Any] = {
     "state": "active",
+    "failure": None,
     "tunnel": {"interface": "wg0", "up": True, "addresses": ["10.64.0.2/32"], "mtu": 1420},
     "uplink": {
         "interface4": "eth0",
@@ -172,6 +173,15 @@ def test_the_summary_says_what_is_where(daemon):
     ] == invoke("status", "--socket", daemon).stdout.splitlines()
 
 
+def test_the_summary_says_what_has_failed():
+    blocked = STATUS | {"state": "blocked", "failure": "process events: buffer overrun"}
+
+    assert (
+        "state    blocked: tunsplit cannot judge, so nothing leaves: process events: buffer overrun"
+        == show.status_lines(blocked)[0]
+    )
+
+
 def test_the_summary_of_a_host_without_network(monkeypatch):
     alone = STATUS | {
         "state": "disabled",
@@ -270,6 +280,11 @@ def test_watching_ends_when_nobody_reads_any_more(daemon):
 )
 def test_sizes(octets, shown):
     assert shown == show.size_of(octets)
+
+
+def test_no_command_is_cut_short_in_the_list_of_commands():
+    for group in ((), ("app",), ("pid",)):
+        assert "..." not in invoke(*group, "--help").stdout.partition("Commands:")[2]
 
 
 def test_every_command_has_help_with_an_example():

@@ -137,6 +137,29 @@ def test_a_rule_for_a_program_that_is_not_there_is_a_warning():
     assert Finding(Level.WARNING, "[[app]] #2 path: /nowhere/x does not exist, so the rule matches nothing") == finding
 
 
+@pytest.mark.parametrize(
+    ("platform", "more", "classes", "remedy"),
+    [
+        ("macos", "", ["included", "excluded"], "name a public one, or choose another platform"),
+        ("android", "", ["included"], "set [lan] allow = true, or name a public one"),
+        ("android", "[lan]\nallow = true", [], ""),
+        ("linux", "", [], ""),
+    ],
+)
+def test_a_table_that_answers_nothing_is_a_warning(platform, more, classes, remedy):
+    custom = f"[dns]\nplatform = '{platform}'\ncustom = ['192.168.1.1']\n{more}"
+    rows = {"included": "normal app", "excluded": "excluded app"}
+
+    assert [
+        Finding(
+            Level.WARNING,
+            f"[dns] custom: by the row {platform} · private custom · {rows[one]} a private resolver is not asked, so "
+            f"every question of {one} apps fails (SERVFAIL): {remedy}",
+        )
+        for one in classes
+    ] == about(LEAST + custom)
+
+
 def test_a_directory_is_no_program():
     assert [Level.WARNING] == [finding.level for finding in about(LEAST + "[[app]]\npath = '/usr'")]
 

@@ -125,7 +125,17 @@ def undoes(monkeypatch) -> list[str]:
     lines = ["table inet tunsplit", "9 rules"]
     monkeypatch.setitem(sys.modules, "tunsplit.kernel.hostconfig", types.SimpleNamespace(undo=lambda: lines))
     monkeypatch.setattr(instance, "LOCK", f"\0tunsplit-test-{id(lines):x}")
+    monkeypatch.setattr(caps, "missing", list)
     return lines
+
+
+def test_undo_says_who_may_undo(undoes, monkeypatch):
+    monkeypatch.setattr(caps, "missing", lambda: list(caps.NEEDED))
+    result = invoke("undo")
+
+    assert (3, "") == (result.exit_code, result.stdout)
+    assert result.stderr.startswith("tunsplit: missing CAP_NET_ADMIN (")
+    assert "CAP_NET_RAW" not in result.stderr
 
 
 def test_undo_says_what_it_removed(undoes):

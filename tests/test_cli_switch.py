@@ -102,14 +102,14 @@ def test_the_list_is_shown(invoke, switching, monkeypatch):
     apps = [
         {"rule": 1, "path": "/usr/bin/firefox", "inherit": True, "saved": True, "matches": [4711, 4712]},
         {"rule": 2, "path": None, "name": "st\x1beam", "user": "ada", "saved": True, "matches": []},
-        {"rule": None, "path": "/opt/x", "saved": False, "matches": []},
+        {"rule": None, "path": "/opt/x", "inherit": False, "force": True, "saved": False, "matches": []},
     ]
     monkeypatch.setattr(switching, "apps", lambda: apps)
 
     assert [
-        "1  path /usr/bin/firefox, inherit True             processes 4711 4712",
-        "2  name st\\u001beam, user ada                      no process",
-        "-  path /opt/x                          not saved  no process",
+        "1  path /usr/bin/firefox                              processes 4711 4712",
+        "2  name st\\u001beam, user ada                         no process",
+        "-  path /opt/x, inherit false, force true  not saved  no process",
     ] == invoke("app", "list").stdout.splitlines()
 
 
@@ -118,6 +118,23 @@ def test_an_empty_list_says_so(invoke, switching):
 
     assert "the list is empty\n" == invoke("app", "list").stdout
     assert "no process is on the list\n" == invoke("pid", "list").stdout
+
+
+def test_an_empty_path_is_refused(invoke, switching):
+    """Not the directory that the command is run in."""
+    before = list(switching.paths)
+    for command in (("app", "add"), ("app", "remove"), ("explain", "--exe")):
+        result = invoke(*command, "")
+        assert (2, 'tunsplit: path: found "", expected the path of an executable, or a glob\n') == (
+            result.exit_code,
+            result.stderr,
+        )
+    assert before == list(switching.paths)
+
+
+def test_a_directory_is_warned_about(invoke, tmp_path):
+    words = f"{tmp_path} is a directory (for all that is in it: {tmp_path}/**), so it matches nothing yet"
+    assert f"tunsplit: warning: {words}\n" == invoke("app", "add", str(tmp_path)).stderr
 
 
 def test_an_app_is_put_on_the_list_and_taken_off(invoke, switching):

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import ip_address
 from pathlib import Path
 
 from tunsplit.config import Config, unsupported
 from tunsplit.errors import ConfigError, KernelError, PermissionMissing
 from tunsplit.kernel import caps
+from tunsplit.kernel.procpid import why_no_program
 from tunsplit.process import Process
 
 TUN_DEVICE = Path("/dev/net/tun")
@@ -35,6 +37,16 @@ def require_runnable() -> None:
         raise KernelError(NO_TUN_DEVICE)
     if not shutil.which("nft"):
         raise KernelError(NO_NFT)
+
+
+def require_undoable() -> None:
+    """Fail before anything is tried, where `tunsplit undo` could undo nothing.
+
+    Raises:
+        PermissionMissing: the capability is missing.
+    """
+    if missing := [capability for capability in caps.missing() if capability.name == "CAP_NET_ADMIN"]:
+        raise PermissionMissing(caps.complaint(missing))
 
 
 class Level(Enum):
@@ -87,6 +99,7 @@ def configuration(config: Config | ConfigError, file: str) -> Iterator[Finding]:
     yield from _users(config)
     yield from _rules_of_root(config)
     yield from _interfaces(config)
+    yield from _resolvers(config)
     yield from _local_resolvers(config)
 
 
@@ -95,13 +108,11 @@ GLOB = re.compile(r"[*?\[]")
 
 def _programs_of_rules(config: Config) -> Iterator[Finding]:
     for number, app in enumerate(config.apps, 1):
-        if app.path and not GLOB.search(app.path) and not Path(app.path).is_file():
-            yield Finding(
-                Level.WARNING, f"[[app]] #{number} path: {app.path} does not exist, so the rule matches nothing"
-            )
+        if app.path and not GLOB.search(app.path) and (lack := why_no_program(app.path)):
+            yield Finding(Level.WARNING, f"[[app]] #{number} path: {app.path} {lack}, so the rule matches nothing")
     for client in config.tunnel.client:
-        if client.startswith("/") and not Path(client).is_file():
-            yield Finding(Level.WARNING, f"[tunnel] client: {client} does not exist")
+        if client.startswith("/") and (lack := why_no_program(client)):
+            yield Finding(Level.WARNING, f"[tunnel] client: {client} {lack}")
 
 
 def _users(config: Config) -> Iterator[Finding]:
@@ -161,6 +172,27 @@ def _interfaces(config: Config) -> Iterator[Finding]:
         yield Finding(
             Level.WARNING, f"[uplink] interface: {uplink} is absent, so excluded apps are refused until it appears"
         )
+
+
+def _resolvers(config: Config) -> Iterator[Finding]:
+    from tunsplit.engine.dnstable import DnsTable
+
+    somewhere = (ip_address("192.0.2.1"),)  # theirs is not known before the start
+    table = DnsTable(config.dns.platform, config.dns.custom, somewhere, somewhere, config.lan.allow)
+    for excluded in (False, True):
+        choice = table.choose(excluded=excluded, tunnel_up=True)
+        if not choice.servers:
+            allowed = DnsTable(config.dns.platform, config.dns.custom, somewhere, somewhere, lan_allow=True)
+            remedy = (
+                "set [lan] allow = true, or name a public one"
+                if allowed.choose(excluded=excluded, tunnel_up=True).servers
+                else "name a public one, or choose another platform"
+            )
+            yield Finding(
+                Level.WARNING,
+                f"[dns] custom: by the row {choice.row} a private resolver is not asked, so every question of "
+                f"{'excluded' if excluded else 'included'} apps fails (SERVFAIL): {remedy}",
+            )
 
 
 def _local_resolvers(config: Config) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tests.apps import CAT, copy_of_cat
 from tunsplit.errors import KernelError
 from tunsplit.kernel import procpid
-from tunsplit.kernel.procpid import Stat, identify, parse_cgroup, parse_cmdline, parse_stat, resolve
+from tunsplit.kernel.procpid import Stat, identify, parse_cgroup, parse_cmdline, parse_stat, resolve, why_no_program
 
 NOBODY = 65534
 RETURNS_AT_ONCE = Path("/bin/true").resolve()
@@ -29,6 +30,17 @@ def test_a_process_is_read(processes, apps):
     assert process.executable.identity == process.executable.path_identity == identify(str(CAT))
     assert (False, True) == (process.is_kernel, process.is_own_user_namespace)
     assert process.start_time >= processes.read(os.getpid()).start_time
+
+
+def test_a_path_that_is_no_programs_says_why(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    closed = OSError(13, "Permission denied")
+    assert why_no_program(str(CAT)) is None
+    assert "does not exist" == why_no_program(f"{tmp_path}/none") == why_no_program(f"{CAT}/none")
+    assert "is no file" == why_no_program(f"{tmp_path}/pipe")
+    assert f"is a directory (for all that is in it: {tmp_path}/**)" == why_no_program(f"{tmp_path}/")
+    monkeypatch.setattr("tunsplit.kernel.procpid.os.stat", Mock(side_effect=closed))
+    assert "cannot be looked at (Permission denied)" == why_no_program("/root/x")
 
 
 # What is read only if rules ask for it

@@ -25,6 +25,29 @@ def tunsplit(*words, text=None, **environment):
     )
 
 
+def test_its_help_names_it_once():
+    shown = CliRunner().invoke(main, ["lab", "run", "--help"], prog_name="tunsplit").output
+    assert shown.startswith("Usage: tunsplit lab run [OPTIONS] COMMAND...\n")
+
+
+def test_a_configuration_in_another_encoding_is_said(tmp_path):
+    (tmp_path / "t.toml").write_bytes(b"\xff")
+    result = CliRunner().invoke(main, ["lab", "run", "-c", f"{tmp_path}/t.toml", "--", "true"])
+
+    assert 2 == result.exit_code
+    assert f"{tmp_path}/t.toml: found bytes that are no UTF-8" in result.stderr
+
+
+def test_the_machines_own_files_are_not_taken(tmp_path):
+    """Namespaces part networks: /etc/resolv.conf is the one that everybody has."""
+    file = tmp_path / "t.toml"
+    file.write_text('[dns]\nlisten = ["127.0.0.54:53"]\ntake_over = true\n')
+    result = CliRunner().invoke(main, ["lab", "run", "-c", str(file), "--", "true"])
+
+    assert 2 == result.exit_code
+    assert "take_over would take this machine's own /etc/resolv.conf" in result.stderr
+
+
 @pytest.mark.netns
 @pytest.mark.parametrize("platform", ["linux", "android"])
 def test_the_demo_shows_every_app_on_its_side(platform):

@@ -115,8 +115,11 @@ def absolute(path: str) -> str:
     last `..`.
 
     Raises:
+        ConfigError: there is no path.
         TunsplitError: the path has bytes that no configuration can hold.
     """
+    if not path:
+        raise ConfigError('path: found "", expected the path of an executable, or a glob')
     try:
         path.encode()
     except UnicodeEncodeError:

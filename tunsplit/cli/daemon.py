@@ -79,10 +79,12 @@ def undo() -> None:
 
     Example: sudo tunsplit undo
     """
+    from tunsplit.check import require_undoable
     from tunsplit.kernel.hostconfig import undo as undo_host
     from tunsplit.kernel.instance import Instance
     from tunsplit.kernel.resolvconf import PATH, give_back
 
+    require_undoable()
     if Instance.is_running():
         raise TunsplitError("a daemon is at work in this network namespace: stop it, and it undoes its changes itself")
     undone = undo_host()
@@ -102,5 +104,5 @@ def lab(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """
     from tunsplit.lab.commands import lab as lab_group
 
-    with lab_group.make_context("lab", list(arguments), parent=ctx) as sub:
+    with lab_group.make_context("lab", list(arguments), parent=ctx.parent) as sub:
         lab_group.invoke(sub)

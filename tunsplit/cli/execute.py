@@ -38,7 +38,11 @@ class NotExecutable(TunsplitError):
     exit_code = 126
 
 
-@main.command("exec", context_settings={"allow_interspersed_args": False})
+@main.command(
+    "exec",
+    context_settings={"allow_interspersed_args": False},
+    short_help="Run a command excluded from the tunnel, or included.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--include", is_flag=True, help="Include it: through the tunnel, whatever the list says.")
 @click.option("--keep-fds", is_flag=True, help="Keep inherited internet sockets open.")

@@ -44,8 +44,9 @@ def status_lines(answer: dict[str, Any]) -> list[str]:
     }
     interfaces = sorted({name for name in (uplink["interface4"], uplink["interface6"]) if name})
     gateways = [gateway for gateway in (uplink["gateway4"], uplink["gateway6"]) if gateway]
+    failure = f": {answer['failure']}" if answer["failure"] else ""
     lines = [
-        f"state    {answer['state']}: {meaning.get(answer['state'], '')}",
+        f"state    {answer['state']}: {meaning.get(answer['state'], '')}{failure}",
         f"mode     {split['mode']}: listed apps use the {'uplink' if split['mode'] == 'exclude' else 'tunnel'}",
         f"tunnel   {tunnel['interface']} {'up' if tunnel['up'] else 'down'} {joined(tunnel['addresses'])}".rstrip(),
         f"uplink   {joined(interfaces) or 'none'} {joined(uplink['addresses'])}".rstrip()
@@ -82,7 +83,7 @@ def flows(config_file: str | None, socket_path: str | None, as_json: bool, watch
     watched("flows", flows_table, config_file, socket_path, as_json=as_json, watch=watch)
 
 
-@main.command()
+@main.command(short_help="Show the latest questions: who asked for what, and who answered.")
 @config_option
 @socket_option
 @json_option
@@ -205,7 +206,7 @@ def size_of(octets: float) -> str:
     return f"{octets:.1f} TB"
 
 
-@main.command()
+@main.command(short_help="Say how a process, a program or a flow is judged, and why.")
 @click.option("--pid", type=click.IntRange(min=1), metavar="PID", help="A process.")
 @click.option("--exe", metavar="PATH", help="A program, whether it runs or not.")
 @click.option("--proto", metavar="NAME", help="A flow: its protocol, tcp, udp or icmp …")
@@ -235,7 +236,7 @@ def explain(
         raise click.UsageError("name one of --pid, --exe, or --proto with --src and --dst")
     question = {
         "pid": pid,
-        "exe": exe and absolute(exe),
+        "exe": None if exe is None else absolute(exe),
         "protocol": proto and proto.lower(),
         "source": src,
         "destination": dst,

@@ -1,6 +1,7 @@
 """What a daemon is told: the list, processes by hand, splitting as a whole. Each returns when it has taken effect."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import click
 
@@ -8,6 +9,7 @@ from tunsplit.cli.base import absolute, ask, config_option, json_option, main, p
 from tunsplit.errors import ConfigError
 
 NOT_WRITTEN = ("rule", "saved", "matches")  # of an entry: what is not written in the configuration
+DEFAULTS = (("inherit", True), ("force", False))
 
 save_option = click.option("--save", is_flag=True, help="Change the configuration file as well, keeping its comments.")
 
@@ -23,7 +25,7 @@ def app() -> None:
     """
 
 
-@app.command("list")
+@app.command("list", short_help="Show each rule, and which processes match.")
 @config_option
 @socket_option
 @json_option
@@ -39,13 +41,20 @@ def app_list(config_file: str | None, socket_path: str | None, as_json: bool) ->
     rows = [
         (
             str(entry["rule"] or "-"),
-            ", ".join(f"{key} {value}" for key, value in entry.items() if key not in NOT_WRITTEN and value is not None),
+            ", ".join(said(entry)),
             "" if entry["saved"] else "not saved",
             f"processes {' '.join(map(str, entry['matches']))}" if entry["matches"] else "no process",
         )
         for entry in apps
     ]
     print_rows(rows, "the list is empty")
+
+
+def said(entry: dict[str, Any]) -> Iterator[str]:
+    """Yield what an entry says, as the configuration has it, but for what goes without saying."""
+    for key, value in entry.items():
+        if key not in NOT_WRITTEN and value is not None and (key, value) not in DEFAULTS:
+            yield f"{key} {str(value).lower() if isinstance(value, bool) else value}"
 
 
 @app.command("add")
@@ -161,7 +170,7 @@ def pid_list(config_file: str | None, socket_path: str | None, as_json: bool) ->
     print_rows(rows, "no process is on the list")
 
 
-@pid.command("add")
+@pid.command("add", short_help="Exclude a process and what it starts.")
 @click.argument("number", metavar="PID", type=click.IntRange(min=1))
 @config_option
 @socket_option
@@ -187,7 +196,7 @@ def pid_remove(number: int, config_file: str | None, socket_path: str | None) ->
     click.echo(f"process {number} is {'no longer' if changed else 'not'} listed by hand")
 
 
-@pid.command("clear")
+@pid.command("clear", short_help="Judge every process by the rules again.")
 @config_option
 @socket_option
 def pid_clear(config_file: str | None, socket_path: str | None) -> None:
@@ -222,7 +231,7 @@ def off(config_file: str | None, socket_path: str | None) -> None:
     click.echo("splitting is off: every app uses the tunnel")
 
 
-@main.command()
+@main.command(short_help="Read the configuration again, and say what changed.")
 @config_option
 @socket_option
 @json_option

@@ -14,6 +14,7 @@ program shows none. A cgroup's path is told as seen from the reader's cgroup nam
 # ruff: noqa: PTH116, PTH208 -- pathlib costs more than the system call, and every first packet waits for these
 
 import os
+import stat
 from typing import NamedTuple
 
 from tunsplit.errors import KernelError
@@ -40,6 +41,19 @@ def identify(path: str) -> FileIdentity | None:
     except (OSError, ValueError):  # ValueError: a zero byte in the path
         return None
     return FileIdentity(status.st_dev, status.st_ino, status.st_uid)
+
+
+def why_no_program(path: str) -> str | None:
+    """Return what keeps a path from being a program's, in words that follow the path; None: nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror})"
+    if stat.S_ISREG(mode):
+        return None
+    return f"is a directory (for all that is in it: {path.rstrip('/')}/**)" if stat.S_ISDIR(mode) else "is no file"
 
 
 def resolve(path: str) -> str:

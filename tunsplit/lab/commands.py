@@ -3,8 +3,9 @@
 import os
 import shlex
 import sys
+import tomllib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -86,7 +87,18 @@ def _read(config: Path | None, exclude: Sequence[Path]) -> str | None:
     """The given configuration's text, if one is given."""
     if config is not None and exclude:
         raise click.UsageError("--exclude adds to the lab's own configuration; with --config, write [[app]] there.")
-    return None if config is None else config.read_text()
+    if config is None:
+        return None
+    try:
+        text = config.read_text()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{config}: found bytes that are no UTF-8, expected TOML.") from error
+    with suppress(tomllib.TOMLDecodeError):  # tunsplit has the words for that
+        match tomllib.loads(text):
+            case {"dns": {"take_over": True}}:
+                # A lab has a network of its own, not files: it is the machine's resolv.conf that would be taken.
+                raise click.UsageError("dns.take_over would take this machine's own /etc/resolv.conf: leave it out.")
+    return text
 
 
 def _run(function: Callable[[], Awaitable[int]]) -> int:

@@ -188,9 +188,13 @@ class Switch:
         """
         try:
             text = Path(self._config_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             raise ConfigError(
-                f"{self._config_file}: found no readable file ({error}), expected a configuration"
+                f"{self._config_file}: found bytes that are no UTF-8 at offset {error.start}, expected TOML"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"{self._config_file}: found no readable file ({error.strerror}), expected a configuration"
             ) from None
         new = parse(text, self._config_file)
         changes = _differences(self._config, new)
@@ -260,5 +264,5 @@ def _differences(old: Config, new: Config) -> list[str]:
         for key in now.__struct_fields__:
             if getattr(was, key) != getattr(now, key):
                 late = section in FIXED or key in FIXED_KEYS.get(section, ())
-                changes.append(f"[{section}] {key}" + (" takes effect at the next start" if late else ""))
+                changes.append(f"[{section}] {key} " + ("takes effect at the next start" if late else "changed"))
     return changes

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from tunsplit.config.saving import checked_path
 from tunsplit.errors import PermissionMissing, TunsplitError
 from tunsplit.kernel.peer import Subject, look
+from tunsplit.kernel.procpid import why_no_program
 from tunsplit.tasks.control import Request
 
 Right = Enum("Right", "MEMBER OWN ONESELF")
@@ -170,8 +171,8 @@ class Verbs:
         force = argument(request, "force", bool, False)
         changed = self._switching.add_app(path, force=force)
         _log(request, path=path, changed=changed, force=force)
-        absent = not GLOB.search(path) and not Path(path).exists()
-        warnings = [f"{path} does not exist, so it matches nothing yet"] if absent else []
+        lack = None if GLOB.search(path) else why_no_program(path)
+        warnings = [f"{path} {lack}, so it matches nothing yet"] if lack else []
         return {"changed": changed, "warnings": warnings, "hints": self._switching.hints()}
 
     def app_remove(self, request: Request) -> Json:
