@@ -48,7 +48,8 @@ class Others:
 
 def test_where_steering_fails_dns_follows_all_the_same(tmp_path):
     """Both sides are closed then; when they come back, it must not be with the table of the configuration before."""
-    file, told = tmp_path / "tunsplit.toml", []
+    file = tmp_path / "tunsplit.toml"
+    told: list[object] = []
     file.write_text(CONFIG)
     others = as_real(Others())
     switch = Switch(
