@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes.judges import FakeJudge, as_real, policy
-from tunsplit.config import parse
+from tunsplit.config import Config, parse
 from tunsplit.errors import KernelError
 from tunsplit.tasks.switch import Switch
 
@@ -49,7 +49,7 @@ class Others:
 def test_where_steering_fails_dns_follows_all_the_same(tmp_path):
     """Both sides are closed then; when they come back, it must not be with the table of the configuration before."""
     file = tmp_path / "tunsplit.toml"
-    told: list[object] = []
+    told: list[Config] = []
     file.write_text(CONFIG)
     others = as_real(Others())
     switch = Switch(
