@@ -1,6 +1,7 @@
 """Steering on a real host: routes and rules, what outlives what, and that nothing is left."""
 
 import os
+import time
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
