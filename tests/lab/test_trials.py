@@ -7,6 +7,7 @@ from ipaddress import ip_address
 import pytest
 from rich.console import Console
 
+from tunsplit.lab.demo import show
 from tunsplit.lab.trials import Outcome, Trial, get_exit_code, tabulate
 
 UPLINK, TUNNEL = ip_address("192.168.50.2"), ip_address("203.0.113.10")
@@ -60,6 +61,18 @@ def test_the_table_says_what_was_seen():
     (second,) = (line for line in lines if "included-client" in line)
     assert ["8 packets", "–", "192.168.50.2", "uplink, 192.168.50.2", "yes"] == cells(first)[3:]
     assert ["1 packet", "2 packets", "203.0.113.10", "tunnel, 203.0.113.10", "NO"] == cells(second)[3:]
+
+
+def test_a_narrow_terminal_loses_nothing_of_it():
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as capture:
+        show(console, tabulate([excluded, included], brief=True))
+    lines = capture.get().splitlines()
+
+    (first,) = (line.split() for line in lines if "excluded-client" in line)
+    (second,) = (line.split() for line in lines if "included-client" in line)
+    assert ["8", "–", "192.168.50.2", "uplink", "yes"] == first[3:]
+    assert ["–", "2", "203.0.113.10", "tunnel", "yes"] == second[3:]
 
 
 def cells(line):

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from tunsplit.lab import client, dnsclient, dnstrials
@@ -20,6 +21,9 @@ from tunsplit.lab.resolvers import NAME
 from tunsplit.lab.trials import Outcome, Trial, get_exit_code, tabulate
 
 PROTOCOLS = ("tcp", "udp", "icmp")
+BRIEF = 132  # columns below which the first table has no room for everything
+WIDE = 1000  # columns: more than any table of ours
+UNFOLDED = ("app", "destination", "server saw", "answered by")  # on a terminal of 80 columns there is room for these
 CLIENT = Path(client.__file__)
 DNS_CLIENT = Path(dnsclient.__file__)
 
@@ -48,14 +52,14 @@ async def run(console: Console, platform: str) -> int:
                 for program in (excluded, included)
                 for trial in plan(lab, program, excluded=program == excluded)
             ]
-            console.print(tabulate(outcomes))
+            show(console, tabulate(outcomes, brief=console.width < BRIEF))
             flow = await _get_live_flow(lab, daemon, excluded)
             answered = await ask_all(lab, daemon, platform, included, excluded)
     console.print(
         "One of them again, while it holds its connection open, as tunsplit flows --json has it:", markup=False
     )
     console.print_json(data=flow)
-    console.print(dnstrials.tabulate(platform, answered))
+    show(console, dnstrials.tabulate(platform, answered))
     console.print(NEXT, markup=False, highlight=False)
     verdicts = [flow is not None, *(outcome.ok for outcome in outcomes), *(outcome.ok for outcome in answered)]
     surprises = verdicts.count(False)
@@ -65,6 +69,17 @@ async def run(console: Console, platform: str) -> int:
         else f"[green]All {len(verdicts)} went as expected.[/]"
     )
     return 1 if surprises else get_exit_code(outcomes)
+
+
+def show(console: Console, table: Table) -> None:
+    """Print a table; where it is too wide for the terminal, folded and without its lines: nothing is cut off."""
+    if console.measure(table, options=console.options.update(width=WIDE)).maximum > console.width:
+        table.box = None
+        table.padding, table.pad_edge = (0, 1, 0, 0), False
+        for column in table.columns:
+            column.overflow = "fold"
+            column.no_wrap = column.header in UNFOLDED
+    console.print(table)
 
 
 def describe_tunnel(lab: Lab) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from tunsplit.lab.addresses import RESOLVERS
+from tunsplit.lab.addresses import PUBLIC_RESOLVER, RESOLVERS
 from tunsplit.lab.dnsclient import encode_name
 from tunsplit.lab.frames import Seen
 from tunsplit.lab.trials import Side, count
@@ -90,7 +90,8 @@ def asks_for(seen: Seen, name: str) -> bool:
 
 def tabulate(platform: str, outcomes: Iterable[DnsOutcome]) -> Table:
     """The table as it is shown."""
-    table = Table(title=f"Whose questions were answered by whom, on platform {platform}", title_justify="left")
+    title = f"Both ask {PUBLIC_RESOLVER[4]}; who answers is what platform {platform} says"
+    table = Table(title=title, title_justify="left")
     for heading in ("custom resolver", "app", "expected", "answered by"):
         table.add_column(heading)
     for heading in ("on the uplink", "in the tunnel"):

@@ -55,8 +55,8 @@ class Outcome:
         )
 
 
-def tabulate(outcomes: Iterable[Outcome]) -> Table:
-    """The table as it is shown."""
+def tabulate(outcomes: Iterable[Outcome], *, brief: bool = False) -> Table:
+    """The table as it is shown; brief, it fits into 80 columns."""
     table = Table(title="Who was seen where", title_justify="left")
     for heading in ("app", "protocol", "destination"):
         table.add_column(heading)
@@ -70,10 +70,10 @@ def tabulate(outcomes: Iterable[Outcome]) -> Table:
             trial.app,
             trial.protocol,
             str(trial.destination),
-            count(outcome.uplink),
-            count(outcome.tunnel),
+            count(outcome.uplink, brief=brief),
+            count(outcome.tunnel, brief=brief),
             outcome.error or ", ".join(map(str, outcome.sources)) or "nothing",
-            f"{trial.side}, {trial.address}",
+            trial.side if brief else f"{trial.side}, {trial.address}",
             "[green]yes[/]" if outcome.ok else "[bold red]NO[/]",
         )
     return table
@@ -84,6 +84,8 @@ def get_exit_code(outcomes: Collection[Outcome]) -> int:
     return 0 if outcomes and all(outcome.ok for outcome in outcomes) else 1
 
 
-def count(packets: int) -> str:
-    """So many packets, in words."""
+def count(packets: int, *, brief: bool = False) -> str:
+    """So many packets, in words; brief, the bare number."""
+    if brief and packets:
+        return str(packets)
     return "–" if packets == 0 else f"{packets} packet{'s' if packets > 1 else ''}"
