@@ -61,7 +61,8 @@ def test_the_demo_shows_every_app_on_its_side(platform):
         "included-client",
         "[[app]]",
         '"verdict": "uplink"',
-        f"on platform {platform}",
+        f"what platform {platform} says",
+        "tunsplit lab shell ",
     ):
         assert shown in done.stdout
     assert " NO " not in done.stdout

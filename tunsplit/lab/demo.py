@@ -1,7 +1,9 @@
 """`tunsplit lab demo`: one client, twice, as an excluded and as an included app, watched on both sides."""
 
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,9 @@ DNS_CLIENT = Path(dnsclient.__file__)
 
 NEXT = """\
 Try it by hand:
-  sudo tunsplit lab shell            a shell in this network, with tunsplit running
-  sudo tunsplit lab run -- COMMAND   one command in it
-Then on your own host: config/wireguard.toml, sudo tunsplit check, sudo tunsplit run
+  sudo {0} lab shell            a shell in this network, with tunsplit running
+  sudo {0} lab run -- COMMAND   one command in it
+Then on your own host: config/wireguard.toml, sudo {0} check, sudo {0} run
 """
 
 
@@ -60,7 +62,7 @@ async def run(console: Console, platform: str) -> int:
     )
     console.print_json(data=flow)
     show(console, dnstrials.tabulate(platform, answered))
-    console.print(NEXT, markup=False, highlight=False)
+    console.print(NEXT.format(_own_name()), markup=False, highlight=False)
     verdicts = [flow is not None, *(outcome.ok for outcome in outcomes), *(outcome.ok for outcome in answered)]
     surprises = verdicts.count(False)
     console.print(
@@ -80,6 +82,14 @@ def show(console: Console, table: Table) -> None:
             column.overflow = "fold"
             column.no_wrap = column.header in UNFOLDED
     console.print(table)
+
+
+def _own_name() -> str:
+    """How to call tunsplit: by its name, if that leads to one, else by the path of ours."""
+    if shutil.which("tunsplit"):
+        return "tunsplit"
+    path = str(Path(sys.executable).with_name("tunsplit"))
+    return min(path, os.path.relpath(path), key=len)
 
 
 def describe_tunnel(lab: Lab) -> str:
