@@ -61,6 +61,7 @@ FLOW: dict[str, Any] = {
     "packets_in": 1,
     "bytes_in": 300,
     "age_s": 1.5,
+    "captured": False,
 }
 QUESTION: dict[str, Any] = {
     "number": 1,
@@ -261,6 +262,14 @@ def test_watching_goes_on_until_it_is_ended(form, monkeypatch):
         assert [[FLOW]] * 3 == [msgspec.json.decode(line) for line in result.stdout.splitlines()]
     else:
         assert 3 == result.stdout.count("rule 1: /usr/bin/firefox")  # no terminal: one after the other
+
+
+def test_a_question_has_no_side_of_its_own(monkeypatch):
+    monkeypatch.setattr(show, "ask", lambda *_: [FLOW | {"destination": "8.8.8.8:53", "captured": True}])
+    _, line = invoke("flows").stdout.splitlines()
+
+    assert "see dns" in line
+    assert "uplink" not in line
 
 
 def test_watching_ends_when_nobody_reads_any_more(daemon):

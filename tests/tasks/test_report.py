@@ -44,8 +44,15 @@ def gate():
     made.close()
 
 
-def report(gate, *, policy=None, recent=(), **config):
+def report(gate, *, policy=None, recent=(), captured=False, **config):
     judge = FakeJudge(policy) if policy else gate.judge
+    dns = SimpleNamespace(
+        setting=lambda: "default",
+        routes=list,
+        statistics=dict,
+        recent=lambda: recent,
+        capture=SimpleNamespace(has_captured=lambda _: captured),
+    )
     return Report(
         as_real(SimpleNamespace(config=a_config(**config), hints=lambda: ["a hint"])),
         as_real(judge),
@@ -54,7 +61,7 @@ def report(gate, *, policy=None, recent=(), **config):
         gate.admit,
         as_real(gate.ports),
         as_real(gate.tun),
-        as_real(SimpleNamespace(setting=lambda: "default", routes=list, statistics=dict, recent=lambda: recent)),
+        as_real(dns),
         gate.counters,
     )
 
@@ -126,7 +133,15 @@ async def test_an_open_flow_has_the_contract_s_shape(gate):
         "bytes_out": 0,
         "packets_in": 0,
         "bytes_in": 0,
+        "captured": False,
     } == flow
+
+
+async def test_a_flow_of_questions_is_shown_as_such(gate):
+    opened(gate.nat, f"{TUN4}:5000 > {FAR4}:53", gate.uplink.way())
+    (flow,) = report(gate, captured=True).flows(asked_by(0))
+
+    assert (True, "uplink") == (flow["captured"], flow["verdict"])
 
 
 async def test_ipv6_has_brackets_and_echo_its_identifier(gate):

@@ -76,6 +76,8 @@ def joined(words: Iterable[object]) -> str:
 def flows(config_file: str | None, socket_path: str | None, as_json: bool, watch: bool) -> None:
     """Show each flow: whose it is, which side it takes, and why.
 
+    Questions for names are asked by tunsplit itself, as the table of their platform says: `tunsplit dns` shows where.
+
     Root sees all flows, members of the control group their own.
 
     Example: sudo tunsplit flows --watch
@@ -158,7 +160,7 @@ def flows_table(answer: list[dict[str, Any]]) -> "Table":
             flow["protocol"],
             flow["source"],
             flow["destination"],
-            flow["verdict"] or "undecided",
+            "see dns" if flow["captured"] else flow["verdict"] or "undecided",
             flow["state"],
             flow["reason"] or "",
             size_of(flow["bytes_out"]),

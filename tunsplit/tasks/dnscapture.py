@@ -184,6 +184,10 @@ class DnsCapture:
         """Whether what leaves this way comes to us."""
         return way.device is self._questions or way.device is self._loop
 
+    def has_captured(self, flow: Flow) -> bool:
+        """Whether this flow's questions are answered by us: then where they go is the table's matter."""
+        return flow.original.device is self._questions or flow.original.device is self._loop
+
     def open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> Flow | None:
         """Open a captured flow; None: it is none that can be opened."""
         protocol, key, how = first.protocol, first.key, attribution.certainty.value
@@ -262,10 +266,9 @@ class DnsCapture:
             found = self.handling(flow.protocol, flow.key, flow.verdict, flow.owner)
         except KernelError:
             return False  # then its next packet is judged anew, which says what failed
-        is_captured = flow.original.device in (self._questions, self._loop)
         if found is Handling.ANSWER:
-            return is_captured
-        return not is_captured and flow.side == (flow.verdict if found is None else found.value)
+            return self.has_captured(flow)
+        return not self.has_captured(flow) and flow.side == (flow.verdict if found is None else found.value)
 
 
 def asker_of(flow: Flow) -> Asker:

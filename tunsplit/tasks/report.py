@@ -106,7 +106,7 @@ class Report:
         now = trio.current_time()
         for flow in self._nat:
             if request.credentials.may_see(flow.app.uid if flow.app else None):
-                yield _flow(flow, now)
+                yield {**_flow(flow, now), "captured": self._dns.capture.has_captured(flow)}
         for refusal in tuple(self._admit.refused.values()):
             if request.credentials.may_see(refusal.app.uid if refusal.app else None):
                 yield _refusal(refusal, now)
@@ -149,6 +149,7 @@ def _refusal(refusal: Refusal, now: float) -> Json:
         "packets_in": 0,
         "bytes_in": 0,
         "age_s": round(now - refusal.since, 3),
+        "captured": False,
     }
 
 
