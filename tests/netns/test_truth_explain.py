@@ -43,6 +43,7 @@ async def test_a_browsers_whole_tree_is_explained(lab):
             (holder,) = told["holders"]
             assert ("uplink", reason, [reason]) == (told["verdict"], told["reason"], holder["reasons"])
             parents = [parent["pid"] for parent in holder["parents"]]
+            assert len(set(parents)) == len(parents)
             if line := lines.get(child.pid):
                 assert line == parents[: len(line)]
             else:  # what /proc calls its parent is not whom it was born of
