@@ -1,6 +1,7 @@
 """`tunsplit lab` as a user calls it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,32 @@ def test_a_command_is_run_with_tunsplit(command, address):
     done = tunsplit("lab", "run", "--", command, "-sS", "http://198.51.100.1/")
 
     assert (0, f"{address}\n") == (done.returncode, done.stdout)
+
+
+@pytest.mark.netns
+def test_an_interrupt_ends_it_in_order():
+    """Ctrl-C: no traceback, no namespace left."""
+    command = [
+        sys.executable,
+        "-m",
+        "tunsplit",
+        "lab",
+        "run",
+        "--no-tunsplit",
+        "--",
+        "sh",
+        "-c",
+        "echo $PATH; sleep 60",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
+        assert running.stdout is not None
+        directory = Path(running.stdout.readline().split(os.pathsep)[0]).parent
+        assert directory.exists()
+        running.send_signal(signal.SIGINT)
+        assert ("", "interrupted\n") == running.communicate(timeout=60)
+
+    assert 130 == running.returncode
+    assert not directory.exists()
 
 
 @pytest.mark.netns

@@ -19,6 +19,8 @@ from tunsplit.lab.lab import Lab, open_lab
 
 COPIED = ("curl", "ping", "iperf3", "dig")  # programs of which there is an excluded copy to try
 
+INTERRUPTED = 130  # as a shell says that SIGINT ended it
+
 Environment = dict[str, str]
 
 config_option = click.option(
@@ -102,8 +104,12 @@ def _read(config: Path | None, exclude: Sequence[Path]) -> str | None:
 
 
 def _run(function: Callable[[], Awaitable[int]]) -> int:
-    # Ctrl-C then arrives in the main task alone, which takes everything down in order.
-    return trio.run(function, restrict_keyboard_interrupt_to_checkpoints=True)
+    try:
+        # Ctrl-C then arrives in the main task alone, which takes everything down in order.
+        return trio.run(function, restrict_keyboard_interrupt_to_checkpoints=True)
+    except* KeyboardInterrupt:  # from beneath nurseries it comes as a group
+        click.echo("interrupted", err=True)
+    return INTERRUPTED
 
 
 async def _run_command(config: str | None, exclude: Sequence[Path], command: Sequence[str], *, bare: bool) -> int:
