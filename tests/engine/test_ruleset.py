@@ -1,12 +1,13 @@
 """The tables' text: what is in it, and that nft takes every variant of it."""
 
+import re
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 
 from tests.hosts import own_namespace
-from tunsplit.engine.ruleset import RulesetFacts, rulesets
+from tunsplit.engine.ruleset import COUNTERS, RulesetFacts, rulesets
 from tunsplit.errors import KernelError
 from tunsplit.kernel import nft
 
@@ -14,6 +15,7 @@ RELAY, RELAY6 = ip_address("203.0.113.10"), ip_address("2001:db8:113::10")
 TYPICAL = RulesetFacts(
     uplinks=("eth0",),
     tunnel="wg0",
+    tun="tunsplit0",
     tun_addresses=(ip_address("10.128.0.1"), ip_address("2001:2:0:5::1")),
     tunnel_addresses=(ip_address("10.64.0.2"), ip_address("fd64::2")),
     fwmark=51820,
@@ -32,6 +34,7 @@ VARIANTS = {
     "lan without an uplink": replace(LAN, uplinks=(), lan_networks=(), lan_holes=()),
     "overlapping local networks": replace(LAN, lan_networks=(ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16"))),
     "no uplink": replace(TYPICAL, uplinks=()),
+    "bridges": replace(TYPICAL, uplinks=("br0",), bridges=("br0", "docker0")),
     "two uplinks": replace(TYPICAL, uplinks=("eth0", "wlan0")),
     "no firewall": replace(TYPICAL, firewall=False),
     "no addresses": replace(TYPICAL, tun_addresses=(), tunnel_addresses=()),
@@ -65,20 +68,63 @@ def test_a_name_that_nft_cannot_hold_is_an_error_and_no_rule(name):
         rulesets(replace(TYPICAL, uplinks=(name,)))
 
 
-def test_the_reject_chain_alone_is_left_out_without_the_firewall():
+def test_the_firewalls_chains_alone_are_left_out_without_it():
     with_it, without = rulesets(TYPICAL)["inet"], rulesets(replace(TYPICAL, firewall=False))["inet"]
     with_it = with_it.replace("\tmeta l4proto tcp accept\n", "", 1)  # what is left to it to refuse
 
     assert with_it.startswith(without)
-    assert with_it.removeprefix(without).startswith("chain outgoing {")
+    assert ["outgoing", "incoming", "forwarded"] == re.findall(r"chain (\w+)", with_it.removeprefix(without))
 
 
-def test_options_and_routing_headers_come_before_anything_of_an_app_is_accepted():
-    rules = chain("may_leave", LAN)
-    header = rules.index("ip hdrlength > 5 return")
+@pytest.mark.parametrize("name", ["outgoing", "incoming", "forwarded"])
+def test_the_firewall_drops_what_nobody_thought_of(name):
+    assert chain(name)[0].endswith("policy drop;")
 
-    assert [True, True] == ["mld" in rules[0], "igmp" in rules[1]]
-    assert 2 == header
+
+def test_only_loopback_and_the_tun_are_open_by_themselves():
+    rules = chain("outgoing")[1:]
+
+    assert 'oifname { "lo", "tunsplit0" } accept' == rules[0]
+    assert [] == [rule for rule in rules[1:] if rule.endswith("accept") and "counter" not in rule and "mark" not in rule]
+
+
+def test_every_rule_of_the_way_out_counts_but_those_of_loopback_and_the_tun():
+    assert [rule for rule in chain("outgoing", LAN)[3:] if "counter name" not in rule] == []
+
+
+def test_what_is_counted_has_a_counter():
+    bodies = "".join(rulesets(facts)["inet"] for facts in VARIANTS.values())
+
+    assert set(COUNTERS) == set(re.findall(r"counter name (\w+)", bodies))
+
+
+def test_the_order_is_that_of_the_design():
+    """DESIGN.md, "The firewall"."""
+    facts = replace(LAN, fwmark=None, endpoints=((RELAY, 17, 51820),))
+    found = re.findall(r"counter name (\w+)", "\n".join(chain("outgoing", facts)))
+
+    assert list(dict.fromkeys(found)) == [
+        "accepted_own", "rejected_transport", "accepted_transport", "accepted_dhcp", "accepted_neighbours",
+        "accepted_membership", "rejected_dns", "rejected_header", "rejected_discovery", "rejected_hole",
+        "accepted_lan", "rejected",
+    ]  # fmt: skip
+
+
+def test_what_steers_and_what_refuses_agree():
+    """The first would otherwise send into the tun what the second lets out, or refuse what nobody has steered."""
+    refused = {rule.removesuffix(" return") for rule in chain("may_leave", LAN) if rule.endswith("return")}
+    accepted = {rule.removesuffix(" accept") for rule in chain("may_leave", LAN) if rule.endswith("accept")}
+    rules = [rule.split(" counter name ") for rule in chain("outgoing", LAN)[3:-2]]
+
+    assert refused == {match for match, end in rules if end.endswith("reject")}
+    assert accepted == {match for match, end in rules if end.endswith("accept")}
+
+
+def test_a_bridge_may_switch_its_own_frames_only():
+    assert ['iifname { "br0" } oifname { "br0" } accept', 'iifname { "docker0" } oifname { "docker0" } accept'] == [
+        rule for rule in chain("forwarded", VARIANTS["bridges"]) if rule.endswith("accept")
+    ]
+    assert [] == [rule for rule in chain("forwarded") if rule.endswith("accept")]
 
 
 def test_names_come_before_the_local_network():
@@ -106,6 +152,7 @@ def test_a_foreign_owner_is_refused_before_the_endpoint_is_accepted():
     rules = [rule for rule in chain("may_leave", VARIANTS["endpoints"]) if "1194" in rule]
 
     assert ["meta skuid != { 0, 99 } return", "1194 accept"] == [rules[0][-30:], rules[1][-11:]]
+    assert [] == [rule for rule in chain("may_leave") if "skuid !=" in rule]
 
 
 def test_discovery_is_refused_unless_it_is_allowed():

@@ -1,11 +1,16 @@
 """The bodies of our nftables tables, in nft's words.
 
-Theory of operation. The tables stand under routing and outlive the process. They do four things:
+Theory of operation. The tables stand under routing and outlive the process. They do five things:
 
-    arrive   what comes in by a side: nothing for the other side's addresses; a mark for strict rp_filter
-    replies  answers to NAT's own flows end here: packet sockets have seen them, the kernel knows no such flow
-    steer    what names a side's device without being bound to it goes into the tun after all
-    outgoing nothing leaves by a side but what may; refused before ARP asks for anybody
+    arrive    what comes in by a device: nothing for addresses that others are not to know; a mark for strict rp_filter
+    replies   answers to NAT's own flows end here: packet sockets have seen them, the kernel knows no such flow
+    steer     what names a side's device without being bound to it goes into the tun after all
+    outgoing  nothing leaves by a device but what may; refused before ARP asks for anybody
+    incoming, forwarded
+              nothing comes in by a device that is no side, nothing is passed on
+
+A device is closed unless it is named: what appears at run time is, from its first moment. The last three are the
+firewall, whose order DESIGN.md explains; without it ("enabled = false") the others stay.
 
 The sets of live ports belong to the running NAT: they, and the counters, outlive the rules when the text changes.
 """
@@ -13,6 +18,7 @@ The sets of live ports belong to the running NAT: they, and the counters, outliv
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tunsplit.errors import KernelError
 from tunsplit.host import IPAddress, IPNetwork
@@ -29,17 +35,44 @@ SETS = {
 
 COUNTERS = (
     "arrived_for_other_side",
+    "arrived_elsewhere",
+    "forwarded",
     "replies",
+    "accepted_own",
+    "accepted_transport",
+    "accepted_dhcp",
+    "accepted_neighbours",
+    "accepted_membership",
+    "accepted_lan",
     "rejected",
+    "rejected_transport",
     "rejected_dns",
     "rejected_header",
+    "rejected_discovery",
+    "rejected_hole",
     "steered_unrouted",
 )
 
 # What finds names and opens ports: NetBIOS names, NAT-PMP and PCP, SSDP, LLMNR.
 DISCOVERY_PORTS = "{ 137, 138, 1900, 5350, 5351, 5355 }"
 
+NEIGHBOURS = "{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }"
+NEIGHBOURS_IN = "{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }"
+MEMBERSHIP = "{ mld-listener-report, mld-listener-done, mld2-listener-report }"
+
 WRITABLE = re.compile(r"[A-Za-z0-9_.@:+=#,-]+")
+
+
+class Leaving(NamedTuple):
+    """What is to become of a packet that is about to leave: the match in nft's words, and what counts it."""
+
+    match: str
+    counter: str
+
+    @property
+    def may(self) -> bool:
+        """Whether it may leave."""
+        return self.counter.startswith("accepted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +81,8 @@ class RulesetFacts:
 
     uplinks: tuple[str, ...]
     tunnel: str
+    tun: str
+    bridges: tuple[str, ...] = ()
     tun_addresses: tuple[IPAddress, ...] = ()
     tunnel_addresses: tuple[IPAddress, ...] = ()
     fwmark: int | None = None
@@ -83,20 +118,24 @@ def rulesets(facts: RulesetFacts) -> dict[str, str]:
         _chain("unsteered", "type filter hook postrouting priority filter", _unsteered(facts)),
     ]
     if facts.firewall:
-        parts.append(_chain("outgoing", "type filter hook output priority filter", _outgoing(facts)))
+        for name, hook, rules in (
+            ("outgoing", "output", _outgoing(facts)),
+            ("incoming", "input", _incoming(facts)),
+            ("forwarded", "forward", _forwarded(facts)),
+        ):
+            parts.append(_chain(name, f"type filter hook {hook} priority filter", rules, policy="drop"))
     arp = _chain("arrive", "type filter hook input priority -310", _arrive_arp(facts))
     return {"inet": "".join(parts), "arp": arp}
 
 
 def _arrive(facts: RulesetFacts) -> Iterator[str]:
     uplinks, tunnel = _names(facts.uplinks), _names([facts.tunnel])
-    # What a neighbour on the uplink's network can send to the tunnel's address tells it of the tunnel's flows, and
+    # What a neighbour on another network can send to the tunnel's address tells it of the tunnel's flows, and
     # injects into them (CVE-2019-14899). Before conntrack, so that nothing rewrites the address first.
-    if uplinks:
-        for matched in _addresses("daddr", (*facts.tun_addresses, *facts.tunnel_addresses)):
-            yield f"iifname {uplinks} {matched} counter name arrived_for_other_side drop"
-    for matched in _addresses("daddr", facts.tun_addresses):
-        yield f"iifname {tunnel} {matched} counter name arrived_for_other_side drop"
+    for within, addresses in (((), facts.tun_addresses), ((facts.tunnel,), facts.tunnel_addresses)):
+        for matched in _addresses("daddr", addresses):
+            elsewhere = f"iifname != {_names([*_inner(facts), *within])}"
+            yield f"{elsewhere} {matched} counter name arrived_for_other_side drop"
     # The mark takes part in the reverse-path look-up (src_valid_mark) and finds the side's own table, so that strict
     # rp_filter passes what a side may send. Others' marks stay: they may restore one from conntrack for the same end.
     if uplinks:
@@ -105,6 +144,11 @@ def _arrive(facts: RulesetFacts) -> Iterator[str]:
 
 
 def _arrive_arp(facts: RulesetFacts) -> Iterator[str]:
+    # By itself the kernel answers on any device for all of its addresses.
+    for within, addresses in ((), facts.tun_addresses), ((facts.tunnel,), facts.tunnel_addresses):
+        if own := [address for address in addresses if address.version == 4]:
+            elsewhere = f"iifname != {_names(within)} " if within else ""
+            yield f"{elsewhere}arp daddr ip {{ {_list(own)} }} drop"
     # A neighbour's question passes the reverse-path test too (net/ipv4/arp.c, arp_process): unmarked, under a strict
     # one, the host would answer nobody.
     if uplinks := _names(facts.uplinks):
@@ -131,64 +175,68 @@ def _replies(facts: RulesetFacts) -> Iterator[str]:
     yield f"{new} icmpv6 type echo-reply icmpv6 id @{SET_ECHO6} counter name replies drop"
 
 
-def _may_leave(facts: RulesetFacts) -> Iterator[str]:
+def _leaving(facts: RulesetFacts) -> Iterator[Leaving]:
+    """What may leave by a device other than lo and the tun, and what may not; what is left may not either."""
     uplinks, tunnel = _names(facts.uplinks), _names([facts.tunnel])
-    # The kernel's own membership reports carry the router alert option (RFC 3376 §4, RFC 3810 §5) and stay on the link.
-    yield "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } ip6 daddr ff02::/16 accept"
-    if facts.lan_allow and uplinks:
-        yield f"oifname {uplinks} meta l4proto igmp ip daddr 224.0.0.0/24 accept"
-    # Record route would write the tun's address into the packet; a routing header names another way.
-    yield "ip hdrlength > 5 return"
-    yield "exthdr rt exists return"
     # Our own sockets, by mark, device and owner: none of them opens anything alone.
     if uplinks:
-        yield f"oifname {uplinks} meta mark {MARK_UPLINK:#x} meta skuid {facts.uid} accept"
-    yield f"oifname {tunnel} meta mark {MARK_TUNNEL:#x} meta skuid {facts.uid} accept"
+        yield Leaving(f"oifname {uplinks} meta mark {MARK_UPLINK:#x} meta skuid {facts.uid}", "accepted_own")
+    yield Leaving(f"oifname {tunnel} meta mark {MARK_TUNNEL:#x} meta skuid {facts.uid}", "accepted_own")
     if uplinks:
-        yield from (f"oifname {uplinks} {rule}" for rule in _transport(facts))
-        # DHCP: privileged ports at both ends.
-        yield f"oifname {uplinks} udp sport 68 udp dport 67 accept"
-        yield f"oifname {uplinks} udp sport 546 udp dport 547 accept"
-    # Neighbour discovery, for which the hop limit proves that it stays on the link (RFC 4861 §6.1, §7.1).
-    yield "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept"
+        yield from (Leaving(f"oifname {uplinks} {match}", counter) for match, counter in _transport(facts))
+    # DHCP, privileged ports at both ends, and neighbour discovery, for which the hop limit proves that it stays on the
+    # link (RFC 4861 §6.1, §7.1): by any device, or none that is new could become the uplink.
+    yield Leaving(f"oifname != {tunnel} udp sport 68 udp dport 67", "accepted_dhcp")
+    yield Leaving(f"oifname != {tunnel} udp sport 546 udp dport 547", "accepted_dhcp")
+    yield Leaving(f"icmpv6 type {NEIGHBOURS} ip6 hoplimit 255", "accepted_neighbours")
+    # The kernel's own membership reports carry the router alert option (RFC 3376 §4, RFC 3810 §5) and stay on the link.
+    yield Leaving(f"icmpv6 type {MEMBERSHIP} ip6 daddr ff02::/16", "accepted_membership")
+    if facts.lan_allow and uplinks:
+        yield Leaving(f"oifname {uplinks} meta l4proto igmp ip daddr 224.0.0.0/24", "accepted_membership")
     # Names are asked by the table or not at all, on the local network too.
-    yield "meta l4proto { tcp, udp } th dport { 53, 853 } return"
+    yield Leaving("meta l4proto { tcp, udp } th dport { 53, 853 }", "rejected_dns")
     # An answer that nobody waits for any more is quoted whole to whom the question was addressed: the quoted packet's
     # source port, behind the header of ICMP and its own (RFC 792, RFC 4443 §3.1).
-    yield "icmp type destination-unreachable @th,224,16 { 53, 853 } return"
-    yield "icmpv6 type destination-unreachable @th,384,16 { 53, 853 } return"
+    yield Leaving("icmp type destination-unreachable @th,224,16 { 53, 853 }", "rejected_dns")
+    yield Leaving("icmpv6 type destination-unreachable @th,384,16 { 53, 853 }", "rejected_dns")
+    # Record route would write the tun's address into the packet; a routing header names another way.
+    yield Leaving("ip hdrlength > 5", "rejected_header")
+    yield Leaving("exthdr rt exists", "rejected_header")
     if facts.lan_allow and uplinks:
-        yield from (f"oifname {uplinks} {rule}" for rule in _local(facts))
+        yield from (Leaving(f"oifname {uplinks} {match}", counter) for match, counter in _local(facts))
 
 
-def _transport(facts: RulesetFacts) -> Iterator[str]:
+def _transport(facts: RulesetFacts) -> Iterator[Leaving]:
     """The VPN's own packets."""
     mark = f"meta mark {facts.fwmark:#x} " if facts.fwmark is not None else ""
     if mark and not facts.endpoints:
-        yield f"{mark}accept"
+        yield Leaving(mark.rstrip(), "accepted_transport")
     for address, protocol, port in facts.endpoints:
-        to = f"{_family(address)} daddr {address} meta l4proto {protocol} th dport {port}"
-        if mark:
-            yield f"{mark}{to} accept"
-            continue
-        # A foreign owner is refused, and none accepted: a kernel tunnel's handshake has no socket, and its packets
-        # carry the owner of what is inside them.
-        yield f"{to} meta skuid != {{ {_list(facts.transport_uids)} }} return"
-        yield f"{to} accept"
+        to = f"{mark}{_family(address)} daddr {address} meta l4proto {protocol} th dport {port}"
+        if not mark:
+            # A foreign owner is refused, and none accepted: a kernel tunnel's handshake has no socket, and its packets
+            # carry the owner of what is inside them.
+            yield Leaving(f"{to} meta skuid != {{ {_list(facts.transport_uids)} }}", "rejected_transport")
+        yield Leaving(to, "accepted_transport")
 
 
-def _local(facts: RulesetFacts) -> Iterator[str]:
+def _local(facts: RulesetFacts) -> Iterator[Leaving]:
     if not facts.lan_discovery:
-        yield f"udp dport {DISCOVERY_PORTS} return"
+        yield Leaving(f"udp dport {DISCOVERY_PORTS}", "rejected_discovery")
     for matched in _addresses("daddr", facts.lan_holes):
-        yield f"{matched} return"
+        yield Leaving(matched, "rejected_hole")
     # With the uplink's own address only: a socket bound to the tunnel's or the tun's would carry it to the neighbours.
     own = "fib saddr . oif type local"
     for matched in _addresses("daddr", facts.lan_networks):
-        yield f"{matched} {own} accept"
+        yield Leaving(f"{matched} {own}", "accepted_lan")
     # Link-local and administrative scope (RFC 2365; RFC 4291 §2.7), limited broadcast.
-    yield f"ip daddr {{ 224.0.0.0/24, 239.0.0.0/8, 255.255.255.255 }} {own} accept"
-    yield f"ip6 daddr {{ ff02::/16, ff04::/16, ff05::/16 }} {own} accept"
+    yield Leaving(f"ip daddr {{ 224.0.0.0/24, 239.0.0.0/8, 255.255.255.255 }} {own}", "accepted_lan")
+    yield Leaving(f"ip6 daddr {{ ff02::/16, ff04::/16, ff05::/16 }} {own}", "accepted_lan")
+
+
+def _may_leave(facts: RulesetFacts) -> Iterator[str]:
+    for leaving in _leaving(facts):
+        yield f"{leaving.match} {'accept' if leaving.may else 'return'}"
 
 
 def _steer(facts: RulesetFacts) -> Iterator[str]:
@@ -205,27 +253,46 @@ def _steer(facts: RulesetFacts) -> Iterator[str]:
 
 
 def _unsteered(facts: RulesetFacts) -> Iterator[str]:
-    # Marked for the tun, and yet at a side: the mark's rule was missing, or someone else set the mark.
-    sides = _names([*facts.uplinks, facts.tunnel])
-    yield f"oifname {sides} meta mark {MARK_STEER:#x} counter name steered_unrouted drop"
+    # Marked for the tun, and yet elsewhere: the mark's rule was missing, or someone else set the mark.
+    yield f"oifname != {_names(_inner(facts))} meta mark {MARK_STEER:#x} counter name steered_unrouted drop"
 
 
 def _outgoing(facts: RulesetFacts) -> Iterator[str]:
-    yield f"oifname != {_names([*facts.uplinks, facts.tunnel])} accept"
+    yield f"oifname {_names(_inner(facts))} accept"
     # On its way into the tun; within this hook the old device still shows.
     yield f"meta mark {MARK_STEER:#x} accept"
-    yield "jump may_leave"
-    yield "ip hdrlength > 5 counter name rejected_header reject"
-    yield "exthdr rt exists counter name rejected_header reject"
-    yield "meta l4proto { tcp, udp } th dport { 53, 853 } counter name rejected_dns reject"
+    for leaving in _leaving(facts):
+        yield f"{leaving.match} counter name {leaving.counter} {'accept' if leaving.may else 'reject'}"
     # At once, and before ARP or neighbour discovery names the destination to the network.
     yield "meta l4proto tcp counter name rejected reject with tcp reset"
     yield "counter name rejected reject"
 
 
-def _chain(name: str, hook: str, rules: Iterable[str]) -> str:
-    lines = [f"{hook}; policy accept;"] if hook else []
+def _incoming(facts: RulesetFacts) -> Iterator[str]:
+    yield f"iifname {_names([*_inner(facts), *facts.uplinks, facts.tunnel])} accept"
+    # What a new device needs to become the uplink: the answers to what `outgoing` lets out by any.
+    yield "udp sport 67 udp dport 68 accept"
+    yield "udp sport 547 udp dport 546 accept"
+    yield f"icmpv6 type {NEIGHBOURS_IN} ip6 hoplimit 255 accept"
+    yield "icmpv6 type mld-listener-query accept"
+    yield "counter name arrived_elsewhere drop"
+
+
+def _forwarded(facts: RulesetFacts) -> Iterator[str]:
+    # With br_netfilter a bridge's own frames pass here too, from it to itself: switched, not passed on.
+    for bridge in facts.bridges:
+        yield f"iifname {_names([bridge])} oifname {_names([bridge])} accept"
+    yield "counter name forwarded drop"
+
+
+def _chain(name: str, hook: str, rules: Iterable[str], *, policy: str = "accept") -> str:
+    lines = [f"{hook}; policy {policy};"] if hook else []
     return f"chain {name} {{\n" + "".join(f"\t{line}\n" for line in [*lines, *rules]) + "}\n"
+
+
+def _inner(facts: RulesetFacts) -> tuple[str, str]:
+    """The devices whose packets stay with us."""
+    return "lo", facts.tun
 
 
 def _names(devices: Iterable[str]) -> str:

@@ -137,7 +137,7 @@ def plan(settings: SteeringSettings, snapshot: Snapshot, sides: Sides, tun: TunF
         routes=tuple(_unique(routes)),
         rules=tuple(rules),
         sysctls=tuple(_sysctls(snapshot, sides, tun.link)),
-        rulesets=rulesets(_ruleset_facts(settings, sides, tun, lan)),
+        rulesets=rulesets(_ruleset_facts(settings, snapshot, sides, tun, lan)),
     )
 
 
@@ -287,11 +287,15 @@ def _sysctls(snapshot: Snapshot, sides: Sides, tun: Link) -> Iterator[Sysctl]:
         yield Sysctl(f"net/ipv4/conf/{name}/accept_redirects", "0")
 
 
-def _ruleset_facts(settings: SteeringSettings, sides: Sides, tun: TunFacts, lan: Lan) -> RulesetFacts:
+def _ruleset_facts(
+    settings: SteeringSettings, snapshot: Snapshot, sides: Sides, tun: TunFacts, lan: Lan
+) -> RulesetFacts:
     named = () if settings.uplink == AUTO else (settings.uplink,)
     return RulesetFacts(
         uplinks=tuple(dict.fromkeys((*named, *(uplink.link.name for uplink in sides.uplinks)))),
         tunnel=settings.tunnel,
+        tun=tun.link.name,
+        bridges=tuple(sorted(link.name for link in snapshot.links if link.kind == "bridge")),
         tun_addresses=tuple(address.ip for address in tun.addresses),
         tunnel_addresses=tuple(address.ip for address in sides.tunnel.addresses) if sides.tunnel else (),
         fwmark=settings.fwmark,
