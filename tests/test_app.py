@@ -94,7 +94,7 @@ def nothing_left(host):
 @pytest.mark.netns
 async def test_what_it_makes_goes_when_it_is_left(host, config):
     with nothing_left(host):
-        async with open_daemon(config) as (report, _):
+        async with open_daemon(config) as (report, *_):
             assert "active" == report.status()["state"]
             assert Instance.is_running()
             assert NAME == host.way(FAR4)
@@ -206,7 +206,7 @@ async def test_a_flushed_ruleset_is_put_back_by_itself(host, config):
 
 @pytest.mark.netns
 async def test_a_removed_tun_blocks_and_ends_nothing(host, config, caplog):
-    async with open_daemon(config) as (report, _):
+    async with open_daemon(config) as (report, *_):
         run("ip", "link", "delete", NAME)
         with trio.fail_after(5):
             while report.status()["state"] != "blocked":  # noqa: ASYNC110 -- nor does rtnetlink
@@ -223,7 +223,7 @@ async def test_sides_that_come_and_go_leave_nothing_behind(host, config, monkeyp
         seen.append(fragments)
 
     monkeypatch.setattr("tunsplit.tasks.expiry.expire", expire)
-    async with open_daemon(config) as (report, _):
+    async with open_daemon(config) as (report, *_):
         for _ in range(3):
             host.ip(f"link set {TUNNEL} down")
             await settled(report, up=False)

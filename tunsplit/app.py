@@ -61,15 +61,17 @@ logger = logging.getLogger(__name__)
 
 
 class Daemon(NamedTuple):
-    """A running daemon: what it shows, and what can be switched."""
+    """A running daemon: what it shows, what can be switched, and whether it leaves the way open."""
 
     report: Report
     switch: Switch
+    host_config: hostconfig.HostConfig
 
 
 def run(config: Config, *, config_file: str, ready: Callable[[], None]) -> None:
     """Split traffic in the network namespace of the calling thread until SIGTERM or SIGINT.
 
+    With `firewall.on_stop = "block"` SIGINT alone opens the way at the end; SIGTERM and errors leave it closed.
     `ready` is called once traffic is split.
 
     Raises:
@@ -96,14 +98,16 @@ async def _run_until_signal(config: Config, config_file: str, ready: Callable[[]
             ready()
             async for number in signals:
                 if number != signal.SIGHUP:
-                    logger.info("stopping", extra={"signal": signal.Signals(number).name})
+                    daemon.host_config.stays_closed &= number != signal.SIGINT
+                    closed = daemon.host_config.stays_closed
+                    logger.info("stopping", extra={"signal": signal.Signals(number).name, "stays_closed": closed})
                     return
                 on_hangup(daemon.switch)
 
 
 @asynccontextmanager
 async def open_daemon(config: Config, config_file: str = "") -> AsyncIterator[Daemon]:
-    """A running daemon, in the network namespace of the calling thread; undone on leaving.
+    """A running daemon, in the network namespace of the calling thread; undone on leaving, or closed, as configured.
 
     `config_file` is where a reload finds the configuration.
 
@@ -146,6 +150,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         nat = Nat(pools)
         ports = PortChoice(nat, live_ports, diag, conntrack)
         host_config = hostconfig.HostConfig(rtnetlink, live_ports=ports.taken)
+        host_config.stays_closed = config.firewall.on_stop == "block"
         tun = stack.enter_context(Tun(config.tun.name))
         logger.info("tun created", extra={"device": tun.name, "offloads": tun.offloads})
         # Sockets bound to the tun are found only by those who name it.
@@ -210,7 +215,12 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         )
         resolvers.on_change = live.on_change
         judge.on_change, judge.on_exec = live.on_change, live.on_exec
-        switch.on_config = dns.configure
+
+        def configured(config: Config) -> None:
+            dns.configure(config)
+            host_config.stays_closed = config.firewall.on_stop == "block"
+
+        switch.on_config = configured
         report = Report(switch, judge, nat, network, admit, ports, tun, dns, counters)
         async with trio.open_nursery() as nursery:
             network.on_device, network.on_close = pump.attach, pump.detach
@@ -238,7 +248,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
             fragments = (slow.fragments, pump)
             nursery.start_soon(expiry.expire, nat, ports, fragments, deaths, counters)
             await nursery.start(control.serve, config.control, {**report.verbs(), **Verbs(switch, config_file).verbs()})
-            yield Daemon(report, switch)
+            yield Daemon(report, switch, host_config)
             nursery.cancel_scope.cancel()
 
 

@@ -65,7 +65,10 @@ _USABLE = sum((NeighbourState.REACHABLE, NeighbourState.STALE, NeighbourState.DE
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device. `kind` is what `ip -d link` calls it ("veth", "wireguard", "tun", …), "" for hardware."""
+    """A network device; one that does not exist has the index 0.
+
+    `kind` is what `ip -d link` calls it ("veth", "wireguard", "tun", …), "" for hardware.
+    """
 
     index: int
     name: str
@@ -77,6 +80,11 @@ class Link:
     group: int = 0
     is_layer2: bool = True  # frames carry an Ethernet header (ARPHRD_ETHER)
     is_loopback: bool = False
+
+    @property
+    def exists(self) -> bool:
+        """Whether routes may lead to it."""
+        return self.index != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +227,7 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True)
 class TunFacts:
-    """Our capture device, which exists and may be down, and the addresses that it is to have: one a family."""
+    """Our capture device, which may be down or not exist, and the addresses that it is to have: one a family."""
 
     link: Link
     addresses: tuple[IPInterface, ...]

@@ -85,7 +85,9 @@ def test_only_loopback_and_the_tun_are_open_by_themselves():
     rules = chain("outgoing")[1:]
 
     assert 'oifname { "lo", "tunsplit0" } accept' == rules[0]
-    assert [] == [rule for rule in rules[1:] if rule.endswith("accept") and "counter" not in rule and "mark" not in rule]
+    assert [] == [
+        rule for rule in rules[1:] if rule.endswith("accept") and "counter" not in rule and "mark" not in rule
+    ]
 
 
 def test_every_rule_of_the_way_out_counts_but_those_of_loopback_and_the_tun():

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from difflib import unified_diff
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ from tunsplit.errors import ConfigError, TunsplitError
 
 if TYPE_CHECKING:
     from tunsplit.config import Config
+    from tunsplit.tasks.planning import Part
 
 
 @main.command()
@@ -92,6 +94,55 @@ def undo() -> None:
         undone.append(str(PATH))
     for line in undone or ["nothing to undo"]:
         click.echo(line)
+
+
+@main.command()
+@config_option
+def block(config_file: str | None) -> None:
+    """Close the way without a daemon: nothing leaves but what the VPN itself sends.
+
+    It is the state that `firewall.on_stop = "block"` leaves. The next start takes over; `tunsplit undo` opens the way.
+
+    Example: sudo tunsplit block
+    """
+    from tunsplit.check import require_runnable
+    from tunsplit.tasks.planning import block as block_host
+
+    _, config = load(config_file)
+    require_runnable()
+    block_host(config)
+    click.echo("the way is closed; `tunsplit undo` opens it")
+
+
+@main.command()
+@config_option
+@click.option("--diff", is_flag=True, help="Only what differs from now: + comes, - goes.")
+def plan(config_file: str | None, diff: bool) -> None:
+    """Print everything that a start would put on the host, in that order; nothing is changed.
+
+    Tables, sysctls, the device, its addresses, routes, rules and resolv.conf, in the words of nft, sysctl and ip.
+
+    Example: sudo tunsplit plan --diff
+    """
+    from tunsplit.check import require_runnable
+    from tunsplit.tasks.planning import parts
+
+    _, config = load(config_file)
+    require_runnable()
+    for part in parts(config):
+        lines = changed_lines(part) if diff else list(part.wanted)
+        if lines:
+            click.echo("\n".join([f"# {part.heading}", *lines]))
+
+
+def changed_lines(part: "Part") -> list[str]:
+    """What goes and what comes; of a text with the lines around it."""
+    if part.is_text:
+        return list(unified_diff(part.now, part.wanted, lineterm=""))[2:]
+    return [
+        *(f"-{line}" for line in part.now if line not in part.wanted),
+        *(f"+{line}" for line in part.wanted if line not in part.now),
+    ]
 
 
 @main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)

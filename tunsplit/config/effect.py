@@ -13,7 +13,7 @@ WORKING = {
     "app": {"path", "name", "cmdline", "user", "cgroup", "inherit", "force"},
     "dns": {"platform", "custom", "system", "intercept", "listen", "take_over", "filter_aaaa", "fallback"},
     "lan": {"allow", "routes", "discovery"},
-    "firewall": {"enabled"},
+    "firewall": {"enabled", "on_stop"},
     "control": {"socket", "group"},
     "log": {"level", "format"},
 }
@@ -22,7 +22,6 @@ ALREADY_SO = {("split", "forwarded"): "block"}
 # What follows where that is not plain, above all for who would rely on it.
 MEANWHILE = {
     "tunnel client": "its processes are judged like any other",
-    "firewall on_stop": 'SIGTERM opens the way, as with "open"',
     "split forwarded": "forwarded packets are refused",
     "split kernel": "the kernel's own sockets are unattributed",
 }

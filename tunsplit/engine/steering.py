@@ -114,16 +114,20 @@ class SteeringSettings:
 
 
 def plan(settings: SteeringSettings, snapshot: Snapshot, sides: Sides, tun: TunFacts) -> HostPlan:
-    """Say what the host has to look like now. A family of the tun takes effect only while a side has it."""
+    """Say what the host has to look like now. A family of the tun takes effect only while a side has it.
+
+    Where the tun does not exist nothing leads into it, and what is to go there is refused.
+    """
     families = [family for family in sides.families if family == 4 or snapshot.ipv6_enabled]
     closed = [family for family in FAMILIES if family == 4 or snapshot.ipv6_enabled]
     addresses = tuple(address for address in tun.addresses if address.version in families)
+    reachable = addresses if tun.link.exists else ()
     lan = _lan(settings, snapshot, sides, tun) if settings.lan_allow else Lan()
     routes = [
         *_closing(closed),
-        *_tun_routes(tun.link, addresses),
+        *_tun_routes(tun.link, reachable),
         *_side_routes(snapshot, sides, families),
-        *_named_routes(sides, addresses),
+        *_named_routes(sides, reachable),
         *lan.routes(),
     ]
     rules = [rule for family in closed for rule in _rules(settings, family)]

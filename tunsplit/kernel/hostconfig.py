@@ -55,6 +55,9 @@ class HostConfig:
     Args:
         live_ports: the ports that NAT holds now, by set; a table that has to be made anew starts with them, so that
             the kernel answers none of their packets in between.
+
+    Attributes:
+        stays_closed: whether `release` leaves the way closed.
     """
 
     def __init__(self, rtnetlink: Rtnetlink, *, live_ports: Callable[[], LivePortsBySet] = dict) -> None:
@@ -63,6 +66,7 @@ class HostConfig:
         self._bodies: dict[str, str] | None = None  # of the tables, as last applied by us
         self._listings: list[str | None] = []  # as the kernel showed them then
         self._records: dict[str, str] | None = None  # path → comment
+        self.stays_closed = False
 
     def apply(self, plan: HostPlan) -> bool:
         """Put the plan in force; return whether anything had to be changed.
@@ -94,11 +98,18 @@ class HostConfig:
     def release(self) -> None:
         """Take everything away, in reverse. The tun is left without addresses, and down.
 
+        With `stays_closed` all of it stays but what uses the tun, which ends: the tables, the rules, and the routes
+        that close. What led into the tun goes with the tun.
+
         Raises:
             KernelError: some steps failed; all others are done.
         """
         failures = Failures()
-        _remove(self._rtnetlink, failures, delete_tun=False)
+        if self.stays_closed:
+            with failures.gathered():
+                _end_sockets(nft.comments(nft.listing() or ""))
+        else:
+            _remove(self._rtnetlink, failures, delete_tun=False)
         self._bodies = self._records = None
         failures.raise_any()
 
@@ -113,8 +124,7 @@ class HostConfig:
         return bool(past)
 
     def _apply_ruleset(self, plan: HostPlan, records: Mapping[str, str]) -> bool:
-        bodies = dict(plan.rulesets)
-        bodies["inet"] += _recorded_chain(plan, records)
+        bodies = _bodies(plan, records)
         standing = _listings()
         if bodies == self._bodies and standing == self._listings:
             return False
@@ -126,6 +136,8 @@ class HostConfig:
 
     def _apply_tun(self, plan: HostPlan) -> bool:
         """MTU, then addresses, then up: the kernel takes IPv6 away when an MTU passes through less than 1280."""
+        if not plan.tun.exists:
+            return False
         index, changed = plan.tun.index, False
         now = self._rtnetlink.snapshot()
         link = now.link_at(index)
@@ -166,7 +178,7 @@ class HostConfig:
         return bool(missing or surplus)
 
     def _apply_rules(self, plan: HostPlan, now: Snapshot, failures: Failures) -> bool:
-        standing = [rule for rule in now.rules if _is_ours(rule)]
+        standing = [rule for rule in now.rules if is_ours(rule)]
         missing = [rule for rule in plan.rules if rule not in standing]
         # The way is closed first, then opened from the top.
         for rule in sorted(missing, key=lambda rule: (rule.priority != PRIORITY_UNREACHABLE, rule.priority)):
@@ -175,6 +187,24 @@ class HostConfig:
         surplus = [rule for rule in standing if rule not in plan.rules]
         _delete_rules(self._rtnetlink, surplus, failures)
         return bool(missing or surplus)
+
+
+def preview(plan: HostPlan) -> tuple[dict[str, str], list[tuple[str, str | None, str]]]:
+    """What applying the plan would put into nftables and write to sysctls; nothing is changed.
+
+    Returns:
+        The tables' bodies by family; and of each sysctl its path, its value now (None: its device is to come), and its
+        value then.
+    """
+    records = dict(_records(nft.listing() or ""))
+    written: list[tuple[str, str | None, str]] = [
+        (path, sysctl.read(path), value) for path, value in _unsettled(plan, records)
+    ]
+    own = f"/conf/{plan.tun.name}/"
+    written += [
+        (one.path, None, one.value) for one in plan.sysctls if own in one.path and sysctl.read(one.path) is None
+    ]
+    return _bodies(plan, records), written
 
 
 def undo() -> list[str]:
@@ -201,7 +231,7 @@ def _remove(rtnetlink: Rtnetlink, failures: Failures, *, delete_tun: bool) -> li
     now = rtnetlink.snapshot()
     with failures.gathered():
         removed += _end_sockets(records)
-    rules = [rule for rule in now.rules if _is_ours(rule)]
+    rules = [rule for rule in now.rules if is_ours(rule)]
     routes = [route for route in now.routes if route.table in TABLES]
     removed += _counted("rules", rules)
     removed += _counted("routes", routes)
@@ -253,7 +283,8 @@ def _listings() -> list[str | None]:
     return [nft.listing(family) for family in nft.FAMILIES]
 
 
-def _is_ours(rule: Rule) -> bool:
+def is_ours(rule: Rule) -> bool:
+    """Whether a rule is one of our block."""
     return rule.protocol == ROUTE_PROTOCOL and PRIORITY_MARKED <= rule.priority <= PRIORITY_UNREACHABLE
 
 
@@ -325,6 +356,10 @@ def _records(listed: str) -> Iterator[tuple[str, str]]:
             yield match[1], comment
         elif match := ADDED.fullmatch(comment):
             yield f"{match[1]}+{number}", comment
+
+
+def _bodies(plan: HostPlan, records: Mapping[str, str]) -> dict[str, str]:
+    return {**plan.rulesets, "inet": plan.rulesets["inet"] + _recorded_chain(plan, records)}
 
 
 def _recorded_chain(plan: HostPlan, records: Mapping[str, str]) -> str:

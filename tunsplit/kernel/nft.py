@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
 from tunsplit.errors import KernelError
+from tunsplit.kernel.namespace import call_in_new
 from tunsplit.kernel.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -111,6 +112,20 @@ def listing(family: str = "inet") -> str | None:
         if not socket.has_table(family):
             return None
     return run("-s", "-t", "list", "table", family, NFT_TABLE)
+
+
+def normal_form(bodies: Mapping[str, str]) -> dict[str, str]:
+    """What `listing` would show of these bodies; they are tried in a network namespace of their own.
+
+    Raises:
+        KernelError: nft says no, or there may be no such namespace.
+    """
+
+    def put_and_list() -> dict[str, str]:
+        apply(bodies, anew=True)
+        return {family: listing(family) or "" for family in bodies}
+
+    return call_in_new(put_and_list)
 
 
 def comments(listed: str) -> list[str]:
