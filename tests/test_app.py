@@ -10,10 +10,10 @@ import trio.testing
 from tests.hosts import FAR4, FAR6, FWMARK, TUNNEL, open_host, run
 from tunsplit import app
 from tunsplit.app import open_daemon
-from tunsplit.config.schema import App, Config, Control, Lan, Split, Tun, Tunnel
+from tunsplit.config.schema import App, Config, Control, Firewall, Lan, Split, Tun, Tunnel
 from tunsplit.engine.policy import Mode, Verdict
 from tunsplit.errors import ConfigError, KernelError, TunsplitError
-from tunsplit.kernel import nft
+from tunsplit.kernel import hostconfig, nft
 from tunsplit.kernel.instance import Instance
 from tunsplit.tasks.settings import policy_of, steering_of
 
@@ -115,6 +115,18 @@ async def test_what_goes_wrong_inside_comes_out_as_it_is(host, config):
     with nothing_left(host), pytest.raises(ZeroDivisionError):
         async with open_daemon(config):
             raise ZeroDivisionError
+
+
+@pytest.mark.netns
+async def test_where_a_stop_is_to_close_so_does_an_error(host, config):
+    closed = config.replaced(firewall=Firewall(on_stop="block"))
+    with nothing_left(host):
+        with pytest.raises(ZeroDivisionError):
+            async with open_daemon(closed):
+                raise ZeroDivisionError
+        assert ["closed", "closed"] == [host.way(FAR4), host.way(FAR6)]
+        assert nft.listing()
+        hostconfig.undo()
 
 
 async def fail_twice(config):

@@ -210,10 +210,10 @@ def test_a_named_uplink_that_is_absent_is_a_warning():
 
 
 def test_what_has_no_effect_yet_is_a_note():
-    (finding,) = about(LEAST + "[firewall]\non_stop = 'block'")
+    (finding,) = about(LEAST + "[split]\nforwarded = 'uplink'")
 
     assert Level.NOTE == finding.level
-    assert finding.text.startswith("[firewall] on_stop is accepted but has no effect yet")
+    assert finding.text.startswith("[split] forwarded is accepted but has no effect yet")
 
 
 def test_a_wrong_configuration_is_told_line_by_line():

@@ -13,6 +13,7 @@ from tunsplit.cli import main
 from tunsplit.errors import KernelError
 from tunsplit.kernel import caps, instance
 from tunsplit.kernel.instance import Instance
+from tunsplit.tasks.planning import Part
 
 
 def invoke(*arguments: str, **environment: str) -> Result:
@@ -32,8 +33,8 @@ def started(monkeypatch) -> list[tuple[object, str]]:
     """What `tunsplit.app.run` was called with, in a host where nothing is missing."""
     calls: list[tuple[object, str]] = []
 
-    def run(config: object, *, config_file: str, ready: Any) -> None:
-        calls.append((config, config_file))
+    def run(config: object, *, config_file: str, ready: Any, on_stop: str | None) -> None:
+        calls.append((config, " ".join(filter(None, (config_file, on_stop)))))
         ready()
 
     monkeypatch.setitem(sys.modules, "tunsplit.app", types.SimpleNamespace(run=run))
@@ -47,6 +48,11 @@ def test_ready_is_the_only_line_on_stdout(started, config_file):
 
     assert (0, "ready\n", "") == (result.exit_code, result.stdout, result.stderr)
     assert [config_file] == [file for _, file in started]
+
+
+def test_what_a_stop_does_may_be_said_at_the_start(started, config_file):
+    assert 0 == invoke("run", "-c", config_file, "--on-stop", "block").exit_code
+    assert [f"{config_file} block"] == [words for _, words in started]
 
 
 def test_the_configuration_may_be_named_by_the_environment(started, config_file):
@@ -118,6 +124,39 @@ def test_a_missing_tun_driver_ends_with_4(config_file, monkeypatch, tmp_path):
     monkeypatch.setattr("tunsplit.check.TUN_DEVICE", tmp_path / "absent")
 
     assert 4 == invoke("run", "-c", config_file).exit_code
+
+
+@pytest.fixture
+def planning(monkeypatch) -> types.SimpleNamespace:
+    """A host where nothing is missing, and what is planned for it."""
+    text = Part("nftables, inet", ("a", "b", "c"), ("a", "x", "c"), is_text=True)
+    rules = Part("rules", ("stays", "goes"), ("stays", "comes"))
+    blocked: list[object] = []
+    fake = types.SimpleNamespace(
+        parts=lambda _: [text, rules, Part("routes", ("same",), ("same",))], block=blocked.append, blocked=blocked
+    )
+    monkeypatch.setitem(sys.modules, "tunsplit.tasks.planning", fake)
+    monkeypatch.setattr("tunsplit.check.require_runnable", lambda: None)
+    return fake
+
+
+def test_plan_prints_everything(planning, config_file):
+    result = invoke("plan", "-c", config_file)
+
+    assert "# nftables, inet\na\nx\nc\n# rules\nstays\ncomes\n# routes\nsame\n" == result.stdout
+
+
+def test_plan_prints_what_differs(planning, config_file):
+    result = invoke("plan", "-c", config_file, "--diff")
+
+    assert "# nftables, inet\n@@ -1,3 +1,3 @@\n a\n-b\n+x\n c\n# rules\n-goes\n+comes\n" == result.stdout
+
+
+def test_block_says_how_the_way_opens_again(planning, config_file):
+    result = invoke("block", "-c", config_file)
+
+    assert (0, "the way is closed; `tunsplit undo` opens it\n") == (result.exit_code, result.stdout)
+    assert 1 == len(planning.blocked)
 
 
 @pytest.fixture

@@ -27,12 +27,6 @@ def test_what_becomes_of_forwarded_packets_is_said_unless_it_was_asked_for():
     assert [] == unsupported(parse(asked + "'block'"))
 
 
-def test_a_stop_that_opens_the_way_against_the_users_wish_is_said():
-    lines = unsupported(parse("[tunnel]\ninterface = 'w'\nfwmark = 1\n[firewall]\non_stop = 'block'"))
-
-    assert ['[firewall] on_stop is accepted but has no effect yet: SIGTERM opens the way, as with "open"'] == lines
-
-
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _) in KEYS.items() for value in good])
 def test_each_key_either_works_or_is_named_when_it_is_not_at_its_default(key, value):
     section, name = key.split()

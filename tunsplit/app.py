@@ -68,18 +68,18 @@ class Daemon(NamedTuple):
     host_config: hostconfig.HostConfig
 
 
-def run(config: Config, *, config_file: str, ready: Callable[[], None]) -> None:
+def run(config: Config, *, config_file: str, ready: Callable[[], None], on_stop: str | None = None) -> None:
     """Split traffic in the network namespace of the calling thread until SIGTERM or SIGINT.
 
     With `firewall.on_stop = "block"` SIGINT alone opens the way at the end; SIGTERM and errors leave it closed.
-    `ready` is called once traffic is split.
+    `on_stop` goes before the configuration's. `ready` is called once traffic is split.
 
     Raises:
         TunsplitError: it cannot start, and nothing is left behind; or the host could not be put back whole.
     """
     _hurry()
     raise_descriptor_limit()
-    trio.run(_run_until_signal, config, config_file, ready)
+    trio.run(_run_until_signal, config, config_file, on_stop, ready)
 
 
 def _hurry() -> None:
@@ -90,9 +90,9 @@ def _hurry() -> None:
         logger.info("no right to a higher priority: under load, more children of short-lived programs are refused")
 
 
-async def _run_until_signal(config: Config, config_file: str, ready: Callable[[], None]) -> None:
+async def _run_until_signal(config: Config, config_file: str, on_stop: str | None, ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_daemon(config, config_file) as daemon:
+        async with open_daemon(config, config_file, on_stop) as daemon:
             # What has been made so far lives as long as the daemon: the collector need not look at it again.
             gc.freeze()
             ready()
@@ -106,16 +106,16 @@ async def _run_until_signal(config: Config, config_file: str, ready: Callable[[]
 
 
 @asynccontextmanager
-async def open_daemon(config: Config, config_file: str = "") -> AsyncIterator[Daemon]:
+async def open_daemon(config: Config, config_file: str = "", on_stop: str | None = None) -> AsyncIterator[Daemon]:
     """A running daemon, in the network namespace of the calling thread; undone on leaving, or closed, as configured.
 
-    `config_file` is where a reload finds the configuration.
+    `config_file` is where a reload finds the configuration; `on_stop` goes before its `firewall.on_stop`.
 
     Raises:
         TunsplitError: it cannot start, and nothing is left behind; or the host could not be put back whole.
     """
     try:
-        async with _open_daemon(config, config_file) as daemon:
+        async with _open_daemon(config, config_file, on_stop) as daemon:
             yield daemon
     except BaseExceptionGroup as group:
         # Nurseries wrap what ends them, also if it is one error only.
@@ -128,7 +128,7 @@ async def open_daemon(config: Config, config_file: str = "") -> AsyncIterator[Da
 
 
 @asynccontextmanager
-async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon]:
+async def _open_daemon(config: Config, config_file: str, on_stop: str | None) -> AsyncIterator[Daemon]:
     with ExitStack() as stack:
         stack.enter_context(Instance.acquire())
         rtnetlink = stack.enter_context(Rtnetlink())
@@ -150,7 +150,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
         nat = Nat(pools)
         ports = PortChoice(nat, live_ports, diag, conntrack)
         host_config = hostconfig.HostConfig(rtnetlink, live_ports=ports.taken)
-        host_config.stays_closed = config.firewall.on_stop == "block"
+        host_config.stays_closed = (on_stop or config.firewall.on_stop) == "block"
         tun = stack.enter_context(Tun(config.tun.name))
         logger.info("tun created", extra={"device": tun.name, "offloads": tun.offloads})
         # Sockets bound to the tun are found only by those who name it.
@@ -218,7 +218,7 @@ async def _open_daemon(config: Config, config_file: str) -> AsyncIterator[Daemon
 
         def configured(config: Config) -> None:
             dns.configure(config)
-            host_config.stays_closed = config.firewall.on_stop == "block"
+            host_config.stays_closed = (on_stop or config.firewall.on_stop) == "block"
 
         switch.on_config = configured
         report = Report(switch, judge, nat, network, admit, ports, tun, dns, counters)

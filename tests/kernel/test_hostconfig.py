@@ -1,6 +1,7 @@
 """Steering on a real host: routes and rules, what outlives what, and that nothing is left."""
 
 import os
+import socket
 import time
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
@@ -24,6 +25,7 @@ from tests.hosts import (
     UPLINK,
     run,
 )
+from tunsplit.host import Link, Sysctl
 from tunsplit.kernel import hostconfig, nft
 from tunsplit.kernel.hostconfig import HostConfig
 from tunsplit.kernel.rtnetlink import Rtnetlink, RtnetlinkEvents
@@ -158,6 +160,45 @@ def test_undo_without_anything_but_the_namespace_leaves_the_host_as_it_was(host,
         line.replace("8080,50000-50010", "") for line in after
     ]
     assert [] == hostconfig.undo()
+
+
+def test_what_stays_closed_is_closed_without_the_tun_until_undo(host, config):
+    before = [line for line in host.state().splitlines() if TUN not in line and "link/none" not in line]
+    config.apply(host.plan(LAN))
+    config.stays_closed = True
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as own:
+        own.bind((TUN6, 0))
+        config.release()
+        with pytest.raises(ConnectionAbortedError):
+            own.recv(1)
+    os.close(host.tun)
+
+    assert ["closed", "closed", "closed"] == [host.way(to) for to in (FAR4, FAR6, "8.8.8.8")]
+    assert f"{UPLINK} via {ROUTER4}" == host.way(f"{RELAY4} {TRANSPORT}")
+    assert nft.listing()
+    hostconfig.undo()
+    assert [line for line in before if "tun type tun" not in line] == [
+        line for line in host.state().splitlines() if "tun type tun" not in line and "link/none" not in line
+    ]
+
+
+def test_a_preview_changes_nothing_and_says_what_applying_does(host, config):
+    before = host.state()
+    wanted = host.plan(LAN)
+    bodies, sysctls = hostconfig.preview(wanted)
+    assert before == host.state()
+
+    assert all(host.sysctl(path) == (now or "").strip() for path, now, _ in sysctls if now is not None)
+    config.apply(wanted)
+    assert all(host.sysctl(path) == then for path, _, then in sysctls)
+    assert nft.normal_form(bodies) == {family: nft.listing(family) for family in nft.FAMILIES}
+    assert [] == hostconfig.preview(host.plan(LAN))[1]
+
+
+def test_a_preview_tells_of_a_tun_that_is_to_come(host):
+    nowhere = replace(host.plan(), tun=Link(0, "ts-later", 1500), sysctls=(Sysctl("net/ipv4/conf/ts-later/x", "1"),))
+
+    assert [("net/ipv4/conf/ts-later/x", None, "1")] == hostconfig.preview(nowhere)[1]
 
 
 def test_a_tun_that_was_left_goes_with_undo(host, config):

@@ -51,6 +51,19 @@ def test_tables_come_and_go(namespace):
     assert [] == nft.delete()
 
 
+def test_the_normal_form_is_found_elsewhere(namespace):
+    found = nft.normal_form(BODIES)
+    assert nft.listing() is None
+
+    nft.apply(BODIES, anew=True)
+    assert found == {family: nft.listing(family) for family in BODIES}
+
+
+def test_what_nft_refuses_has_no_normal_form(namespace):
+    with pytest.raises(KernelError, match="syntax error"):
+        nft.normal_form({"inet": "nonsense\n"})
+
+
 def test_a_table_that_is_not_ours_stays(namespace):
     run("nft", "add", "table", "inet", "other")
     nft.apply(BODIES, anew=True)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from tests.netns.stage import HOST, HOST_TUNNEL, REFUSED, RELAY, SERVER, Stage, open_stage, start_app, until
+from tests.netns.stage import HOST, HOST_TUNNEL, REFUSED, RELAY, SERVER, TUN, Stage, open_stage, start_app, until, where
 from tests.netns.third import DEVICE, NEIGHBOUR, NOBODY, OWN, open_third, plug, sent
 from tunsplit.lab.observer import Observer
 
@@ -205,6 +205,35 @@ async def test_nothing_is_forwarded(lab, third):
             await neighbour(ask, source=NEIGHBOUR[4])
             await third.settle()
             assert set() == await stage.where(payload=b"through")
+
+
+# Without it
+
+
+@pytest.mark.parametrize("way", ["killed", "tun deleted"])
+async def test_with_the_firewall_switched_off_routing_closes_the_way(lab, way):
+    """Issue, "Fail closed by routing too"."""
+    config = lab.config(firewall={"enabled": False})
+    async with lab.tunsplit(config) as daemon, start_app(lab.host, lab.copy_program("python", "app")) as app:
+        assert str(RELAY[4]) == await app("ask('tcp', SERVER4)")
+        if way == "killed":
+            await daemon.kill()
+        else:
+            lab.host.ip(f"link delete {TUN}")
+        lab.uplink.clear()
+        lab.tunnel.clear()
+        for version in (4, 6):
+            with pytest.raises(OSError, match=REFUSED):
+                await app(f"tcp(SERVER{version})")
+            with pytest.raises(OSError, match=REFUSED):
+                await app(f"udp(SERVER{version}).send(b'?')")
+            assert set() == await where(lab, destination=SERVER[version])
+        if way == "killed":
+            await daemon.command("undo")
+        else:
+            await daemon.terminate()
+        assert str(HOST[4]) == await app("ask('tcp', SERVER4)")  # the control
+        assert {"uplink"} == await where(lab, destination=SERVER[4])
 
 
 # What has to pass

@@ -28,6 +28,7 @@ def persist():
                 with contextlib.suppress(OSError):
                     attempt()
         tries += 1
+        time.sleep(0.01)
 
 def named():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:

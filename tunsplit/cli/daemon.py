@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 @main.command()
 @config_option
-def run(config_file: str | None) -> None:
+@click.option(
+    "--on-stop", type=click.Choice(("open", "block")), help="What SIGTERM does [default: the configuration's on_stop]."
+)
+def run(config_file: str | None, on_stop: str | None) -> None:
     """Split traffic, in the foreground, until SIGTERM or Ctrl-C.
 
-    Prints the one line "ready" once traffic is split, logs to stderr, and puts the network back as it was when it ends.
+    Prints the one line "ready" once traffic is split, logs to stderr, and puts the network back as it was when it ends;
+    with --on-stop block, SIGTERM keeps the way closed until the next start or `tunsplit undo`. Ctrl-C opens it.
 
     Example: sudo tunsplit run -c config/wireguard.toml
     """
@@ -32,7 +36,7 @@ def run(config_file: str | None) -> None:
     require_runnable()
     from tunsplit.app import run as run_daemon
 
-    run_daemon(config, config_file=file, ready=ready)
+    run_daemon(config, config_file=file, ready=ready, on_stop=on_stop)
 
 
 def ready() -> None:

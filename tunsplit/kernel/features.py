@@ -65,6 +65,20 @@ table inet probe {
         meta l4proto tcp reject with tcp reset
         reject
     }
+    chain incoming {
+        type filter hook input priority filter; policy drop;
+        icmpv6 type nd-neighbor-solicit ip6 hoplimit 255 accept
+    }
+    chain forwarded {
+        type filter hook forward priority filter; policy drop;
+        iifname "a" oifname "a" accept
+    }
+}
+table arp probe {
+    chain arrive {
+        type filter hook input priority -310; policy accept;
+        iifname != { "a" } arp daddr ip { 192.0.2.1 } drop
+    }
 }
 """
 
