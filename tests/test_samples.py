@@ -53,7 +53,7 @@ def unit_of_service() -> configparser.SectionProxy:
 def test_the_unit_stays_closed_after_a_crash_and_sees_every_process():
     service = unit_of_service()
 
-    assert "tunsplit run" == service["ExecStart"]
+    assert "tunsplit run --on-stop block" == service["ExecStart"]
     assert "notify" == service["Type"]
     assert "ExecStopPost" not in service
     assert ("default", "all") == (service["ProtectProc"], service["ProcSubset"])
