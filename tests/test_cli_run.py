@@ -4,6 +4,7 @@ import socket
 import sys
 import tempfile
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,7 +137,8 @@ def planning(monkeypatch) -> types.SimpleNamespace:
         parts=lambda _: [text, rules, Part("routes", ("same",), ("same",))], block=blocked.append, blocked=blocked
     )
     monkeypatch.setitem(sys.modules, "tunsplit.tasks.planning", fake)
-    monkeypatch.setattr("tunsplit.check.require_runnable", lambda: None)
+    monkeypatch.setattr("tunsplit.check.TUN_DEVICE", Path("/dev/null"))
+    monkeypatch.setattr(caps, "missing", list)
     return fake
 
 
@@ -152,7 +154,8 @@ def test_plan_prints_what_differs(planning, config_file):
     assert "# nftables, inet\n@@ -1,3 +1,3 @@\n a\n-b\n+x\n c\n# rules\n-goes\n+comes\n" == result.stdout
 
 
-def test_block_says_how_the_way_opens_again(planning, config_file):
+def test_block_says_how_the_way_opens_again(planning, config_file, monkeypatch):
+    monkeypatch.setattr("tunsplit.check.TUN_DEVICE", Path("/nowhere"))  # not needed for this
     result = invoke("block", "-c", config_file)
 
     assert (0, "the way is closed; `tunsplit undo` opens it\n") == (result.exit_code, result.stdout)

@@ -24,8 +24,10 @@ NO_TUN_DEVICE = (
 NO_NFT = "the program nft is missing: install the package nftables"
 
 
-def require_runnable() -> None:
+def require_runnable(*, tun: bool = True) -> None:
     """Fail early, with what to do about it, where `tunsplit run` could not work: a matter of microseconds.
+
+    `tun`: the tun driver is needed.
 
     Raises:
         PermissionMissing: capabilities are missing.
@@ -33,7 +35,7 @@ def require_runnable() -> None:
     """
     if missing := caps.missing():
         raise PermissionMissing(caps.complaint(missing))
-    if not TUN_DEVICE.exists():
+    if tun and not TUN_DEVICE.exists():
         raise KernelError(NO_TUN_DEVICE)
     if not shutil.which("nft"):
         raise KernelError(NO_NFT)

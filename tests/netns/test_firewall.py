@@ -247,6 +247,8 @@ async def test_a_new_interface_can_become_the_uplink(stage, third, excluded):
         "own.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1); own.sendto(b'discover', ('255.255.255.255', 67))"
     )
     assert await sent(third, port=67, payload=b"discover")
+    with pytest.raises(OSError, match=REFUSED):  # not to anybody
+        await excluded("own.sendto(b'discover', (to, 67))", to=NEIGHBOUR[4])
     stage.lab.host.ip(f"route replace default via {NEIGHBOUR[4]} dev {DEVICE}\nroute delete ::/0\nlink set eth0 down\n")
 
     async def works():

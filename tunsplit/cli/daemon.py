@@ -113,7 +113,7 @@ def block(config_file: str | None) -> None:
     from tunsplit.tasks.planning import block as block_host
 
     _, config = load(config_file)
-    require_runnable()
+    require_runnable(tun=False)  # before modules are loaded, too
     block_host(config)
     click.echo("the way is closed; `tunsplit undo` opens it")
 

@@ -56,6 +56,11 @@ COUNTERS = (
 # What finds names and opens ports: NetBIOS names, NAT-PMP and PCP, SSDP, LLMNR.
 DISCOVERY_PORTS = "{ 137, 138, 1900, 5350, 5351, 5355 }"
 
+# A client's first words, before it knows of a server (RFC 2131 §4.1, RFC 8415 §7.1).
+DHCP_TO_ALL = (
+    ("ip daddr 255.255.255.255", "udp sport 68 udp dport 67"),
+    ("ip6 daddr ff02::1:2", "udp sport 546 udp dport 547"),
+)
 NEIGHBOURS = "{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }"
 NEIGHBOURS_IN = "{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }"
 MEMBERSHIP = "{ mld-listener-report, mld-listener-done, mld2-listener-report }"
@@ -184,10 +189,13 @@ def _leaving(facts: RulesetFacts) -> Iterator[Leaving]:
     yield Leaving(f"oifname {tunnel} meta mark {MARK_TUNNEL:#x} meta skuid {facts.uid}", "accepted_own")
     if uplinks:
         yield from (Leaving(f"oifname {uplinks} {match}", counter) for match, counter in _transport(facts))
-    # DHCP, privileged ports at both ends, and neighbour discovery, for which the hop limit proves that it stays on the
-    # link (RFC 4861 §6.1, §7.1): by any device, or none that is new could become the uplink.
-    yield Leaving(f"oifname != {tunnel} udp sport 68 udp dport 67", "accepted_dhcp")
-    yield Leaving(f"oifname != {tunnel} udp sport 546 udp dport 547", "accepted_dhcp")
+        # DHCP: privileged ports at both ends.
+        yield Leaving(f"oifname {uplinks} udp sport 68 udp dport 67", "accepted_dhcp")
+        yield Leaving(f"oifname {uplinks} udp sport 546 udp dport 547", "accepted_dhcp")
+    # To all on the link, and neighbour discovery, for which the hop limit proves that it stays there (RFC 4861 §6.1,
+    # §7.1): by any device, or none that is new could become the uplink.
+    for to, ports in DHCP_TO_ALL:
+        yield Leaving(f"oifname != {tunnel} {to} {ports}", "accepted_dhcp")
     yield Leaving(f"icmpv6 type {NEIGHBOURS} ip6 hoplimit 255", "accepted_neighbours")
     # The kernel's own membership reports carry the router alert option (RFC 3376 §4, RFC 3810 §5) and stay on the link.
     yield Leaving(f"icmpv6 type {MEMBERSHIP} ip6 daddr ff02::/16", "accepted_membership")
