@@ -95,7 +95,7 @@ class Host:
         """Everything that steering can change, as text."""
         commands = (
             "ip -d address", "ip -4 route show table all", "ip -6 route show table all", "ip -4 rule", "ip -6 rule",
-            "nft list ruleset", "sysctl -a -r ^net.(ipv4|ipv6).(conf|ip_local)",
+            "nft -s list ruleset", "sysctl -a -r ^net.(ipv4|ipv6).(conf|ip_local)",
         )  # fmt: skip
         return "\n".join(
             line
