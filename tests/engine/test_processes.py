@@ -57,6 +57,10 @@ def test_what_events_tell_of_a_process_need_not_be_read(story):
     story.words(11)
     story.exit(10)
     assert story.tree.recall(10) is None
+    story.fork(11, 12)
+    story.words(12)
+    story.tree.exec(12, 10_000)
+    assert story.tree.recall(12) is None  # what it runs now was not read yet
     assert (11, 11, 0) == story.tree.recall(11)[0][:3]
 
 

@@ -18,7 +18,7 @@ from tunsplit.kernel.procpid import parse_stat
 
 pytestmark = pytest.mark.netns
 
-ROUNDS = 50
+ROUNDS = 15
 NOBODY = 65534
 CLONE_PARENT = 0x8000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]

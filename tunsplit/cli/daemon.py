@@ -103,7 +103,9 @@ def undo() -> None:
 @main.command()
 @config_option
 def block(config_file: str | None) -> None:
-    """Close the way without a daemon: nothing leaves but what the VPN itself sends.
+    """Close the way without a daemon.
+
+    Nothing leaves but what the VPN itself sends.
 
     It is the state that `firewall.on_stop = "block"` leaves. The next start takes over; `tunsplit undo` opens the way.
 
@@ -122,7 +124,9 @@ def block(config_file: str | None) -> None:
 @config_option
 @click.option("--diff", is_flag=True, help="Only what differs from now: + comes, - goes.")
 def plan(config_file: str | None, diff: bool) -> None:
-    """Print everything that a start would put on the host, in that order; nothing is changed.
+    """Print what a start would change on the host.
+
+    In that order, and nothing is changed.
 
     Tables, sysctls, the device, its addresses, routes, rules and resolv.conf, in the words of nft, sysctl and ip.
 
