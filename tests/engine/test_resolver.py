@@ -1,88 +1,18 @@
-"""Questions in flight, as a transcript: what is sent to whom, what comes back, what the app gets."""
-
-from ipaddress import ip_address
-from itertools import count
+"""Questions in flight, as a transcript: who is asked, in which order, and what it comes to."""
 
 import dns.flags
 import dns.rcode
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.fakes.resolvers import answer, query, read
+from tests.engine.wires import FIRST, NOW, SECOND, A, World, codes
+from tests.fakes.resolvers import read
 from tunsplit.engine import resolver as module
-from tunsplit.engine.dnstable import Route, Server
-from tunsplit.engine.resolver import ATTEMPT_S, SILENT_S, WITHDRAWN, Channel, Outcome, Resolver
-from tunsplit.wire.dns import Answer, read_question_untrusted
-
-FIRST, SECOND = (Server(ip_address(f"10.64.0.{number}"), Route.TUNNEL, "row") for number in (1, 2))
-NOW = 1000.0
-A = "www.example.com. 60 IN A 192.0.2.1"
-
-
-class Wires:
-    """A carrier that keeps what is sent, by server; closed servers have no way, broken ones cannot be sent to."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, Channel, bytes]] = []
-        self.closed: set[Server] = set()
-        self.broken: set[Server] = set()
-        self.released = 0
-        self.channels: dict[tuple[Server, bool], Channel] = {}
-
-    def open(self, server: Server, *, over_tcp: bool, now: float) -> Channel | None:
-        if server in self.closed:
-            return None
-        return self.channels.setdefault((server, over_tcp), Channel(server, over_tcp))
-
-    def send(self, channel: Channel, message: bytes) -> bool:
-        self.sent.append((f"{'tcp' if channel.over_tcp else 'udp'} {channel.server.address}", channel, message))
-        return channel.server not in self.broken
-
-    def release(self, channel: Channel) -> None:
-        self.released += 1
-
-
-class World:
-    def __init__(self) -> None:
-        self.wires = Wires()
-        self.stored: list[bytes] = []
-        numbers = count(1)
-        self.below = lambda limit: next(numbers) % limit
-        self.resolver = Resolver(self.wires, self.store, lambda limit: self.below(limit))
-        self.outcomes: list[Outcome] = []
-
-    def store(self, key: bytes, answer: Answer, now: float) -> None:
-        self.stored.append(key)
-
-    def ask(self, name: str = "www.example.com", *servers: Server, now: float = NOW, **options) -> None:
-        found = read_question_untrusted(query(name, use_edns=0))
-        assert found is not None
-        options.setdefault("identity", object())
-        self.resolver.ask(found.key, found, servers or (FIRST, SECOND), self.outcomes.append, now, **options)
-
-    @property
-    def asked(self) -> list[str]:
-        return [to for to, *_ in self.wires.sent]
-
-    def reply(self, *records: str, number: int = -1, now: float = NOW, **options) -> None:
-        """The server answers the question that was sent so manieth."""
-        _, channel, message = self.wires.sent[number]
-        self.resolver.answered_untrusted(channel, answer(message, *records, **options), now)
-
-    @property
-    def is_idle(self) -> bool:
-        channels = self.wires.channels.values()
-        return not len(self.resolver) and self.resolver.due is None and not any(one.attempts for one in channels)
+from tunsplit.engine.resolver import ATTEMPT_S, SILENT_S, WITHDRAWN, Outcome
 
 
 @pytest.fixture
 def world():
     return World()
-
-
-def codes(world: World) -> list[object]:
-    return [None if outcome.answer is None else outcome.answer.rcode for outcome in world.outcomes]
 
 
 def test_the_first_server_is_asked_and_its_answer_given_and_stored(world):
@@ -324,126 +254,3 @@ def test_a_channel_may_break_twice_for_one_question(world):
 
     assert [Outcome(None, None)] == world.outcomes
     assert world.is_idle
-
-
-def forged(message: bytes) -> list[bytes]:
-    """What somebody sends who does not know the question as it was sent."""
-    good = answer(message, A)
-    return [
-        b"",
-        b"\0",
-        bytes((good[0] ^ 1,)) + good[1:],
-        message,
-        good[:2] + answer(query("www.example.org", id=0), A)[2:],
-        good[:-1],
-    ]
-
-
-def test_a_wrong_answer_is_as_if_nothing_had_come(world):
-    world.ask()
-    _, channel, message = world.wires.sent[0]
-    for one in forged(message):
-        world.resolver.answered_untrusted(channel, one, NOW)
-    assert [] == world.outcomes
-    world.reply(A)
-
-    assert [0] == codes(world)
-    assert len(forged(message)) == world.resolver.counters["unmatched"]
-
-
-def test_an_answer_on_another_channel_is_no_answer(world):
-    world.ask()
-    _, _, message = world.wires.sent[0]
-    world.resolver.answered_untrusted(Channel(SECOND, False), answer(message, A), NOW)
-
-    assert [] == world.outcomes
-
-
-def test_an_answer_counts_once(world):
-    world.ask()
-    world.reply(A)
-    world.reply(A)
-
-    assert [0] == codes(world)
-
-
-def test_no_identifier_is_used_twice_at_a_time(world):
-    drawn = iter([7, 7, 7, 8])
-    world.below = lambda _: next(drawn)
-    world.ask()
-    world.ask("www.example.org")
-
-    assert [7, 8] == [read(message).id for *_, message in world.wires.sent]
-
-
-def test_one_user_cannot_take_all_the_room(world, monkeypatch):
-    monkeypatch.setattr(module, "MOST_OF_ONE", 2)
-    for number in range(3):
-        world.ask(f"n{number}.example.com", user=1000)
-    world.ask("other.example.com", user=1001)
-
-    assert [Outcome(None, None)] == world.outcomes
-    assert 3 == len(world.resolver)
-
-
-def test_questions_in_flight_are_bounded(world, monkeypatch):
-    monkeypatch.setattr(module, "MOST_PENDING", 2)
-    for number in range(3):
-        world.ask(f"n{number}.example.com")
-
-    assert [Outcome(None, None)] == world.outcomes
-    assert 1 == world.resolver.counters["overflow"]
-
-
-def test_those_who_wait_are_bounded(world, monkeypatch):
-    monkeypatch.setattr(module, "MOST_WAITING", 2)
-    for _ in range(3):
-        world.ask()
-    assert [Outcome(None, None)] == world.outcomes
-    world.reply(A)
-
-    assert 3 == len(world.outcomes)
-
-
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ("ask", "answer", "refuse", "truncate", "deaf", "garbage", "lose", "withdraw", "close", "wait")
-        ),
-        st.integers(0, 3),
-    ),
-    max_size=40,
-)
-
-
-@given(steps)
-def test_whoever_asks_is_answered_once_whatever_happens(steps):
-    world = World()
-    asked, now = 0, NOW
-    for step, number in steps:
-        if step == "ask":
-            asked += 1
-            world.ask(f"n{number}.example.com", now=now)
-        elif step == "close":
-            world.wires.closed ^= {(FIRST, SECOND)[number % 2]}
-        elif step == "wait":
-            now += number
-            world.resolver.expire(now)
-        elif world.wires.sent:
-            channel, message = world.wires.sent[number % len(world.wires.sent)][1:]
-            if step == "lose":
-                world.resolver.lost(channel, now)
-            elif step == "withdraw":
-                world.resolver.withdraw([channel] if number else None)
-            else:
-                rcode = {"refuse": 5, "deaf": 1}.get(step, 0)
-                flags = dns.flags.TC if step == "truncate" else 0
-                told = b"" if step == "garbage" else answer(message, flags=flags, rcode=rcode)
-                world.resolver.answered_untrusted(channel, told, now)
-    while world.resolver.due is not None:
-        now = max(now, world.resolver.due)
-        world.resolver.expire(now)
-
-    assert asked == len(world.outcomes)
-    assert world.is_idle
-    assert len(world.wires.sent) == world.wires.released

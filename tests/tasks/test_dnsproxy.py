@@ -1,10 +1,7 @@
-"""What apps get from the DNS proxy, whatever resolvers do; the resolvers are in the same network namespace."""
+"""What apps get from the DNS proxy: answers, sizes, refusals; the resolvers are in the same network namespace."""
 
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from ipaddress import ip_address
-from itertools import pairwise
 
 import dns.edns
 import dns.flags
@@ -13,84 +10,24 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.resolvers import FakeResolver, address_answer, answer, asked, query, quick_answer, read, resolvers
-from tests.hosts import own_namespace, run
-from tunsplit.engine import resolver
-from tunsplit.engine.dnstable import DnsTable, Route
+from tests.fakes.resolvers import FakeResolver, address_answer, answer, asked, query, quick_answer, read
+from tests.tasks.proxystage import PUBLIC, RELAY, RELAY2, RELAY6, SYSTEM, Stage, loopback, names, staged
+from tunsplit.engine.dnstable import DnsTable
 from tunsplit.engine.flow import App
 from tunsplit.engine.policy import Verdict
 from tunsplit.engine.resolver import MOST_OF_ONE
 from tunsplit.tasks import dnsproxy
-from tunsplit.tasks.dnsproxy import MOST_RECENT, Asker, DnsProxy, boottime
-from tunsplit.tasks.upstream import MOST_SOCKETS, POOL
+from tunsplit.tasks.dnsproxy import MOST_RECENT, Asker, boottime
+from tunsplit.tasks.upstream import MOST_SOCKETS
 from tunsplit.wire import dns as wire_dns
 
 pytestmark = pytest.mark.netns
 
-RELAY, RELAY2, SYSTEM, PUBLIC, RELAY6 = "10.64.0.1", "10.64.0.2", "192.168.50.53", "198.51.100.53", "fd64::1"
-
-
-class FakeNetwork:
-    """Both sides are the loopback device, until the test says otherwise."""
-
-    def __init__(self) -> None:
-        self.devices: dict[str, str | None] = {"tunnel": "lo", "outside": "lo", "lan": "lo"}
-        self.families = {"tunnel": {4, 6}, "outside": {4, 6}, "lan": {4, 6}}
-        self.identity = 0
-
-    def side_device(self, route: Route, family: int) -> str | None:
-        return self.devices[route.value] if family in self.families[route.value] else None
-
-    def side_identity(self, route: Route) -> int:
-        return self.identity
-
-
-class Stage:
-    """The proxy, and an app of either kind."""
-
-    def __init__(self, table: DnsTable, **options) -> None:
-        self.network = FakeNetwork()
-        self.table = table
-        self.proxy = DnsProxy(table, self.network, **options)
-
-    async def ask(self, message: bytes, verdict: Verdict = Verdict.TUNNEL, *, now: float | None = None, **who) -> bytes:
-        """Ask, and wait for the answer."""
-        send, receive = trio.open_memory_channel[bytes](1)
-        asker = Asker(**{"app": None, "verdict": verdict, "asked": ip_address("8.8.8.8"), **who})
-        self.proxy.ask(message, asker, send.send_nowait, boottime() if now is None else now)
-        with trio.fail_after(20):
-            return await receive.receive()
-
 
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
-    with own_namespace():
-        run("ip", "link", "set", "lo", "up")
-        for address in (RELAY, RELAY2, SYSTEM, PUBLIC):
-            run("ip", "address", "add", f"{address}/32", "dev", "lo")
-        run("ip", "address", "add", f"{RELAY6}/128", "dev", "lo", "nodad")
+    with loopback():
         yield
-
-
-@asynccontextmanager
-async def staged(*fakes: FakeResolver, relay: tuple[str, ...] = (RELAY,), **options) -> AsyncIterator[Stage]:
-    table = DnsTable(
-        options.pop("platform", "linux"),
-        relay=tuple(map(ip_address, relay)),
-        system=(ip_address(SYSTEM),),
-        custom=tuple(map(ip_address, options.pop("custom", ()))),
-        listed_only=options.pop("listed_only", False),
-    )
-    stage = Stage(table, **options)
-    async with resolvers(*fakes), trio.open_nursery() as nursery:
-        nursery.start_soon(stage.proxy.run)
-        await trio.testing.wait_all_tasks_blocked()
-        yield stage
-        nursery.cancel_scope.cancel()
-
-
-def names(message: bytes) -> list[str]:
-    return [rrset.to_text() for rrset in read(message).answer]
 
 
 # Questions and answers
@@ -267,73 +204,6 @@ async def test_over_tcp_too_a_wrong_answer_is_as_if_nothing_had_come():
         assert ["www.example.com. 60 IN A 192.0.2.1"] == names(await stage.ask(query(), over_tcp=True))
 
 
-# Resolvers that are down, slow, or lie
-
-
-async def test_the_next_resolver_is_asked_at_once_when_nobody_listens():
-    async with staged(FakeResolver(RELAY2), relay=(RELAY, RELAY2)) as stage:
-        assert names(await stage.ask(query()))
-        assert 0 == stage.proxy.statistics().get("timeouts", 0)
-
-
-async def test_the_next_resolver_is_asked_when_the_first_keeps_silent():
-    silent = FakeResolver(RELAY, lambda *_: [])
-    async with staged(silent, FakeResolver(RELAY2), relay=(RELAY, RELAY2)) as stage:
-        assert names(await stage.ask(query()))
-    assert 1 == len(silent.seen)
-
-
-async def test_silence_ends_in_servfail(monkeypatch):
-    monkeypatch.setattr(resolver, "ATTEMPT_S", 0.05)
-    relay = FakeResolver(RELAY, lambda *_: [])
-    async with staged(relay) as stage:
-        got = read(await stage.ask(query()))
-
-    assert dns.rcode.SERVFAIL == got.rcode()
-    assert 3 == len(relay.seen)
-
-
-async def test_a_lying_resolver_is_heard_out():
-    def lie(question: bytes, over_tcp: bool) -> list[bytes]:
-        right = address_answer(question, over_tcp)[0]
-        return [b"", right[:20], bytes((right[0] ^ 1,)) + right[1:], answer(query("www.example.org"))[2:], right]
-
-    async with staged(FakeResolver(RELAY, lie)) as stage:
-        assert ["www.example.com. 60 IN A 192.0.2.1"] == names(await stage.ask(query()))
-        assert 4 == stage.proxy.statistics()["unmatched"]
-
-
-async def test_nobody_else_can_answer():
-    relay = FakeResolver(RELAY, lambda *_: [])
-    got: list[bytes] = []
-    async with staged(relay) as stage:
-        stage.proxy.ask(query(), Asker(None, Verdict.TUNNEL, None), got.append, boottime())
-        await asked(relay)
-        sent, port = relay.seen[0][0], relay.ports[0]
-        forged = answer(sent, "www.example.com. 60 IN A 203.0.113.66")
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-            stranger.bind((PUBLIC, 53))
-            stranger.sendto(forged, (RELAY, port))
-        relay.behaviour = address_answer
-        got.append(await stage.ask(query()))
-
-    assert {("www.example.com. 60 IN A 192.0.2.1",)} == {tuple(names(one)) for one in got}
-
-
-async def test_neither_ports_nor_identifiers_can_be_foreseen():
-    relay = FakeResolver(RELAY)
-    async with staged(relay) as stage:
-        for number in range(300):
-            await stage.ask(query(f"n{number}.example.com"))
-    ports = list(dict.fromkeys(relay.ports))
-    ids = [read(question).id for question, _ in relay.seen]
-
-    assert POOL <= len(ports)
-    assert 1 < len({later - earlier for earlier, later in pairwise(ports)})
-    assert 290 < len(set(ids))
-    assert ids != sorted(ids)
-
-
 # What is no question, or none that is answered
 
 
@@ -414,137 +284,6 @@ async def test_an_app_whose_side_has_no_ipv6_gets_no_ipv6_addresses():
         unfiltered = await stage.ask(query("www.example.com", "AAAA"))
 
     assert [[record], [], [], [record]] == [names(one) for one in (with_ipv6, *without, unfiltered)]
-
-
-# Sides that change
-
-
-async def test_without_a_way_it_is_servfail_at_once():
-    relay = FakeResolver(RELAY)
-    async with staged(relay) as stage:
-        stage.network.devices["tunnel"] = None
-        stage.proxy.network_changed()
-        for over_tcp in (False, True):
-            assert dns.rcode.SERVFAIL == read(await stage.ask(query(), over_tcp=over_tcp)).rcode()
-    assert [] == relay.seen
-
-
-@pytest.mark.parametrize("over_tcp", [False, True])
-async def test_a_side_that_goes_fails_its_questions_at_once(over_tcp):
-    relay = FakeResolver(RELAY, lambda *_: [])
-    relay.hangs = True
-    got: list[bytes] = []
-    async with staged(relay) as stage:
-        stage.proxy.ask(query(), Asker(None, Verdict.TUNNEL, None, over_tcp), got.append, boottime())
-        await asked(relay)
-        stage.network.devices["tunnel"] = None
-        stage.proxy.network_changed()
-
-        assert [dns.rcode.SERVFAIL] == [read(one).rcode() for one in got]
-        await trio.testing.wait_all_tasks_blocked()
-        assert 0 == stage.proxy.statistics()["upstream_sockets"]
-    assert 1 == len(relay.seen)
-
-
-async def test_the_other_sides_questions_go_on_meanwhile():
-    system = FakeResolver(SYSTEM, lambda *_: [])
-    got: list[bytes] = []
-    async with staged(system, platform="per-app") as stage:
-        stage.proxy.ask(query(), Asker(None, Verdict.UPLINK, None), got.append, boottime())
-        await asked(system)
-        stage.network.devices["tunnel"] = None
-        stage.proxy.network_changed()
-
-        assert [] == got
-        assert 1 == stage.proxy.statistics()["in_flight"]
-
-
-async def test_on_another_network_questions_are_asked_anew():
-    system = FakeResolver(SYSTEM, lambda *_: [])
-    got: list[bytes] = []
-    async with staged(system, platform="per-app") as stage:
-        stage.proxy.ask(query(), Asker(None, Verdict.UPLINK, None), got.append, boottime())
-        await asked(system)
-        system.behaviour = address_answer
-        stage.network.identity += 1
-        stage.proxy.network_changed()
-        await asked(system, 2)
-        got.append(await stage.ask(query(), Verdict.UPLINK))
-
-    assert [["www.example.com. 60 IN A 192.0.2.1"]] * 2 == [names(one) for one in got]
-
-
-async def test_on_another_network_nothing_is_remembered_of_the_last():
-    relay = FakeResolver(RELAY)
-    async with staged(relay) as stage:
-        await stage.ask(query())
-        stage.proxy.network_changed()
-        await stage.ask(query())
-        assert 1 == len(relay.seen)
-        stage.network.identity += 1
-        stage.proxy.network_changed()
-        await stage.ask(query())
-    assert 2 == len(relay.seen)
-
-
-async def test_another_table_holds_from_the_next_question_on():
-    relay, public = FakeResolver(RELAY), FakeResolver(PUBLIC)
-    async with staged(relay, public) as stage:
-        await stage.ask(query())
-        stage.proxy.configure(DnsTable("linux", custom=(ip_address(PUBLIC),)))
-        await stage.ask(query())
-        (_, shown) = stage.proxy.recent()
-
-    assert [1, 1] == [len(relay.seen), len(public.seen)]
-    assert "linux · public custom · normal app" == shown.row
-
-
-async def test_what_is_in_flight_when_the_table_changes_is_asked_by_the_new_one():
-    """L16: after a reload nobody is asked whom only the table before has named, not by a retry either."""
-    relay, public = FakeResolver(RELAY, lambda *_: []), FakeResolver(PUBLIC)
-    send, receive = trio.open_memory_channel[bytes](1)
-    async with staged(relay, public) as stage:
-        stage.proxy.ask(query(), Asker(None, Verdict.TUNNEL, None), send.send_nowait, boottime())
-        await asked(relay)
-        stage.proxy.configure(DnsTable("linux", custom=(ip_address(PUBLIC),)))
-        with trio.fail_after(20):
-            got = await receive.receive()
-
-    assert ["www.example.com. 60 IN A 192.0.2.1"] == names(got)
-    assert [1, 1] == [len(relay.seen), len(public.seen)]
-
-
-async def test_a_resolver_of_the_last_network_is_not_asked_on_the_next():
-    """A private address is another machine there, and it would hear what was in flight."""
-    system = FakeResolver(SYSTEM, lambda *_: [])
-    got: list[bytes] = []
-    async with staged(system, platform="per-app") as stage:
-        stage.proxy.ask(query(), Asker(None, Verdict.UPLINK, None), got.append, boottime())
-        await asked(system)
-        stage.network.identity += 1
-        stage.proxy.configure(DnsTable("per-app"))
-        await trio.testing.wait_all_tasks_blocked(0.05)
-
-    assert [dns.rcode.SERVFAIL] == [read(one).rcode() for one in got]
-    assert 1 == len(system.seen)
-
-
-async def test_what_is_remembered_of_asked_addresses_is_bounded(monkeypatch):
-    monkeypatch.setattr(dnsproxy, "MOST_PLANS", 2)
-    relay = FakeResolver(RELAY)
-    async with staged(relay, FakeResolver(PUBLIC), FakeResolver(RELAY2), listed_only=True) as stage:
-        for address in (PUBLIC, RELAY2, RELAY, PUBLIC):
-            assert names(await stage.ask(query(), Verdict.UPLINK, asked=ip_address(address)))
-    assert 1 == len(relay.seen)
-
-
-async def test_whatever_address_is_asked_the_answer_is_one(monkeypatch):
-    monkeypatch.setattr(dnsproxy, "MOST_PLANS", 2)
-    relay = FakeResolver(RELAY)
-    async with staged(relay) as stage:
-        for number in range(4):
-            assert names(await stage.ask(query(), asked=ip_address(f"8.8.8.{number}")))
-    assert 1 == len(relay.seen)
 
 
 # What is shown
