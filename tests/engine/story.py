@@ -51,6 +51,12 @@ class Story:
         self.tree.fork(parent, child, child)
         self.parents[child] = parent
 
+    def bear_unread(self, parent, child):
+        """A child of init's runs a program that nobody has looked at, and has a child itself."""
+        self.fork(1, parent)
+        self.tree.exec(parent, parent)
+        self.fork(parent, child)
+
     def exec(self, pid, path):
         self.tree.exec(pid, 10_000)
         self.look(pid, path)

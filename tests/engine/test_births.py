@@ -90,9 +90,7 @@ def test_a_child_with_another_program_is_somebody_elses(story):
 
 def test_what_was_read_in_the_midst_of_an_exec_is_not_what_the_parent_ran(story):
     """`firefox -c 'curl &'`: /proc shows curl before the event is queued, in a child that shares firefox's image."""
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     story.exit(10)
     story.look(11, CURL)
     story.tree.exec(11, 12)
@@ -101,9 +99,7 @@ def test_what_was_read_in_the_midst_of_an_exec_is_not_what_the_parent_ran(story)
 
 
 def test_what_was_read_before_an_exec_holds_when_that_led_to_another_program(story):
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     story.exit(10)
     story.look(11, FIREFOX)
     story.tree.exec(11, 12)
@@ -112,9 +108,7 @@ def test_what_was_read_before_an_exec_holds_when_that_led_to_another_program(sto
 
 
 def test_whoever_shares_what_is_in_doubt_is_read_again(story):
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     story.fork(10, 12)
     story.look(11, CURL)
     story.tree.exec(11, 11)
@@ -129,9 +123,7 @@ def test_whoever_shares_what_is_in_doubt_is_read_again(story):
 
 
 def test_whoever_ends_in_the_midst_of_it_leaves_it_in_doubt(story):
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     story.fork(10, 12)
     story.look(11, SH)
     story.tree.exec(11, 12)
@@ -141,9 +133,7 @@ def test_whoever_ends_in_the_midst_of_it_leaves_it_in_doubt(story):
 
 
 def test_what_is_in_doubt_may_be_read_by_another_meanwhile(story):
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     story.look(11, CURL)
     story.tree.exec(11, 11)
     story.look(10, FIREFOX)
@@ -152,9 +142,7 @@ def test_what_is_in_doubt_may_be_read_by_another_meanwhile(story):
 
 
 def test_two_execs_that_were_read_in_their_midst_settle_nothing(story):
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     story.exit(10)
     story.look(11, CURL)
     story.tree.exec(11, 12)

@@ -109,9 +109,7 @@ def test_the_last_of_a_line_goes_alone(monkeypatch):
 def test_who_was_not_read_is_like_nobody_else(story, monkeypatch, unread):
     """A line of unread ones is not shortened by taking them for one: who shares an image may be read yet."""
     monkeypatch.setattr(family, "LONG", 2)
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     story.fork(11, 12)
     story.tree.exec(12, 12)
     story.fork(12, 13)

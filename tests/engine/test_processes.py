@@ -182,9 +182,7 @@ def test_an_unread_program_is_unknown_and_named_once(story):
 
 
 def test_who_dies_unread_leaves_children_that_nobody_can_judge(story):
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     assert [10, 11] == [pid for pid, _ in story.tree.take_unread()]
     story.exec(11, CURL)
     story.exit(10)
@@ -194,17 +192,13 @@ def test_who_dies_unread_leaves_children_that_nobody_can_judge(story):
 
 
 def test_a_child_read_before_exec_tells_what_its_parent_ran(story):
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     story.look(11, FIREFOX)
     assert ["rule 1: /usr/bin/firefox"] == story.words(10)
 
 
 def test_one_who_ended_unread_says_nothing_of_others_with_its_program(story):
-    story.fork(1, 10)
-    story.tree.exec(10, 10)
-    story.fork(10, 11)
+    story.bear_unread(10, 11)
     story.look(11, None)
     story.look(10, FIREFOX)
     assert ["rule 1: /usr/bin/firefox"] == story.words(10)

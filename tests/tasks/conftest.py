@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.gates import a_gate
 from tests.hosts import open_host
+from tests.tasks.proxystage import loopback
 
 
 @pytest.fixture
@@ -38,3 +39,10 @@ def host():
 def gate():
     with a_gate() as made:
         yield made
+
+
+@pytest.fixture
+def resolvers_here():
+    """Be in a namespace in which the DNS proxy's resolvers have their addresses."""
+    with loopback():
+        yield

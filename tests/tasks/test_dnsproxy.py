@@ -1,6 +1,5 @@
 """What apps get from the DNS proxy: answers, sizes, refusals; the resolvers are in the same network namespace."""
 
-from collections.abc import Iterator
 from ipaddress import ip_address
 
 import dns.edns
@@ -11,7 +10,7 @@ import trio
 import trio.testing
 
 from tests.fakes.resolvers import FakeResolver, address_answer, answer, asked, query, quick_answer, read
-from tests.tasks.proxystage import PUBLIC, RELAY, RELAY2, RELAY6, SYSTEM, Stage, loopback, names, staged
+from tests.tasks.proxystage import PUBLIC, RELAY, RELAY2, RELAY6, SYSTEM, Stage, names, staged
 from tunsplit.engine.dnstable import DnsTable
 from tunsplit.engine.flow import App
 from tunsplit.engine.policy import Verdict
@@ -21,13 +20,7 @@ from tunsplit.tasks.dnsproxy import MOST_RECENT, Asker, boottime
 from tunsplit.tasks.upstream import MOST_SOCKETS
 from tunsplit.wire import dns as wire_dns
 
-pytestmark = pytest.mark.netns
-
-
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
-    with loopback():
-        yield
+pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("resolvers_here")]
 
 
 # Questions and answers

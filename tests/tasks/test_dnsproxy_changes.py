@@ -1,7 +1,6 @@
 """What apps get from the DNS proxy when resolvers fail or lie, and when sides, tables and networks change."""
 
 import socket
-from collections.abc import Iterator
 from ipaddress import ip_address
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.fakes.resolvers import FakeResolver, address_answer, answer, asked, query, read
-from tests.tasks.proxystage import PUBLIC, RELAY, RELAY2, SYSTEM, loopback, names, staged
+from tests.tasks.proxystage import PUBLIC, RELAY, RELAY2, SYSTEM, names, staged
 from tunsplit.engine import resolver
 from tunsplit.engine.dnstable import DnsTable
 from tunsplit.engine.policy import Verdict
@@ -21,13 +20,7 @@ from tunsplit.tasks import dnsproxy
 from tunsplit.tasks.dnsproxy import Asker, boottime
 from tunsplit.tasks.upstream import POOL
 
-pytestmark = pytest.mark.netns
-
-
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
-    with loopback():
-        yield
+pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("resolvers_here")]
 
 
 # Resolvers that are down, slow, or lie
