@@ -14,7 +14,7 @@ from tunsplit.errors import KernelError
 from tunsplit.process import Process
 from tunsplit.tasks import liveflows
 from tunsplit.tasks.liveflows import LiveFlows
-from tunsplit.tasks.refusals import Refusals
+from tunsplit.tasks.refusals import Refusal, Refusals
 
 SOCKET, OTHER_SOCKET = 4711, 4712
 
@@ -58,8 +58,9 @@ class Diag:
 class World:
     def __init__(self) -> None:
         self.nat, self.judge, self.holders, self.tunnel = nat(), Judge(policy()), Holders(), Side("tunnel")
+        self.refused = Refusals()
         self.live = LiveFlows(
-            judge=as_real(self.judge), nat=self.nat, refused=Refusals(), diag=as_real(Diag()),
+            judge=as_real(self.judge), nat=self.nat, refused=self.refused, diag=as_real(Diag()),
             processes=as_real(self.holders), carry=lambda: 0,
         )  # fmt: skip
 
@@ -91,6 +92,15 @@ async def test_what_is_judged_as_before_goes_on(world):
     world.live.on_change({(100, 1)})
 
     assert flow.passes
+
+
+@pytest.mark.parametrize("change", [LiveFlows.rejudge_all, lambda live: live.on_change({(100, 1)})])
+async def test_what_was_refused_may_be_allowed_by_what_has_changed(world, change):
+    """The app need not wait until the refusal is forgotten."""
+    world.refused.remember(Refusal.of((6, bytes(12)), 1.0, "default", None))
+    change(world.live)
+
+    assert {} == world.refused
 
 
 async def test_a_look_that_fails_halfway_leaves_nothing_unseen(world, nursery, autojump_clock, monkeypatch):
