@@ -199,6 +199,24 @@ def first_then(first, then):
 
 
 @pytest.mark.netns
+async def test_a_mistake_of_ours_does_not_open_the_way(host, config, monkeypatch):
+    """L15: as if it had been killed; only a signal says that the way may be open."""
+    ready = trio.Event()
+
+    async def fail(*_):
+        await ready.wait()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tunsplit.tasks.expiry.expire", fail)
+    with nothing_left(host):
+        with pytest.raises(ZeroDivisionError):
+            await app._run_until_signal(config, "", None, ready.set)  # noqa: SLF001 -- `run` makes a loop of its own
+        assert ("closed", "closed") == (host.way(FAR4), host.way(FAR6))
+        assert nft.listing()
+        hostconfig.undo()
+
+
+@pytest.mark.netns
 async def test_a_taken_name_leaves_nothing_either(host, config):
     host.ip(f"link add {NAME} type bridge")
     with nothing_left(host), pytest.raises(KernelError, match=f"an interface called {NAME} exists already"):

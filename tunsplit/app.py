@@ -71,7 +71,7 @@ class Daemon(NamedTuple):
 def run(config: Config, *, config_file: str, ready: Callable[[], None], on_stop: str | None = None) -> None:
     """Split traffic in the network namespace of the calling thread until SIGTERM or SIGINT.
 
-    With `firewall.on_stop = "block"` SIGINT alone opens the way at the end; SIGTERM and errors leave it closed.
+    With `firewall.on_stop = "block"` SIGINT alone opens the way at the end. A mistake of ours never does.
     `on_stop` goes before the configuration's. `ready` is called once traffic is split.
 
     Raises:
@@ -96,13 +96,18 @@ async def _run_until_signal(config: Config, config_file: str, on_stop: str | Non
             # What has been made so far lives as long as the daemon: the collector need not look at it again.
             gc.freeze()
             ready()
-            async for number in signals:
-                if number != signal.SIGHUP:
-                    daemon.host_config.stays_closed &= number != signal.SIGINT
-                    closed = daemon.host_config.stays_closed
-                    logger.info("stopping", extra={"signal": signal.Signals(number).name, "stays_closed": closed})
-                    return
-                on_hangup(daemon.switch)
+            try:
+                async for number in signals:
+                    if number != signal.SIGHUP:
+                        daemon.host_config.stays_closed &= number != signal.SIGINT
+                        closed = daemon.host_config.stays_closed
+                        logger.info("stopping", extra={"signal": signal.Signals(number).name, "stays_closed": closed})
+                        return
+                    on_hangup(daemon.switch)
+            except trio.Cancelled:  # a task has failed, and nobody has said that the way may be open
+                daemon.host_config.stays_closed = True
+                logger.error("a mistake of ours ends the daemon: the way stays closed until the next start, or undo")
+                raise
 
 
 @asynccontextmanager
