@@ -166,3 +166,16 @@ def test_a_datagrams_checksum_is_never_none():
 
     assert b"\xff\xff" in sums
     assert bytes(2) not in sums
+
+
+@BOTH
+def test_the_shortest_packet_of_a_flow(there, back):
+    key = craft.ends(there).key
+    for protocol, size in ((craft.UDP, 8), (craft.TCP, 0), (132, 0)):
+        packet = ours.shortest(protocol, key)
+        headers = parse_untrusted(packet, len(packet))
+        assert (protocol, key[: len(headers.source)]) == (headers.protocol, headers.source)
+        assert len(packet) == headers.transport + size
+    assert key[-4:] == ours.shortest(craft.UDP, key)[-8:-4]
+    for protocol, kind in ((craft.ICMP, 8), (craft.ICMPV6, 128)):
+        assert bytes((kind, 0, 0, 0)) + key[-4:-2] + bytes(2) == ours.shortest(protocol, key)[-8:]

@@ -73,6 +73,20 @@ class Datagrams:
         return pack_udp6(0x60, length, UDP, _HOP_LIMIT, self._four_tuple, length, check) + payload
 
 
+def shortest(protocol: int, four_tuple: bytes) -> bytearray:
+    """The shortest packet of a flow: an empty datagram, an echo request, or a bare header of any other protocol.
+
+    Its transport has no checksum: it is to be quoted, not sent.
+    """
+    transport = b""
+    if protocol == UDP:
+        transport = four_tuple[-4:] + bytes((0, 8, 0, 0))
+    elif protocol in icmp.ECHO_REQUEST:
+        transport = bytes((icmp.ECHO_REQUEST[protocol], 0, 0, 0)) + four_tuple[-4:-2] + bytes(2)
+    size = 4 if len(four_tuple) == 12 else 16
+    return ip_packet(four_tuple[:size], four_tuple[size : 2 * size], protocol, transport)
+
+
 def reset(packet: bytes | bytearray | memoryview, headers: Headers) -> bytearray | None:
     """The RST that refuses the TCP segment in `packet` (RFC 9293 §3.5.2); None where it has to stay unanswered."""
     at = headers.transport

@@ -1,7 +1,7 @@
 """ICMP and ICMPv6: echo, and errors with the packet that they speak of inside (RFC 792, RFC 4443, RFC 5508)."""
 
 from tunsplit.errors import MalformedPacket
-from tunsplit.wire.ip import ICMP, ICMPV6, Headers, parse_untrusted
+from tunsplit.wire.ip import ICMP, ICMPV6, Headers, parse_untrusted, unpack_u16, unpack_u32
 
 # Type of an echo request and of its reply, by protocol.
 ECHO_REQUEST = {ICMP: 8, ICMPV6: 128}
@@ -26,6 +26,19 @@ HEADER = 8  # bytes of ICMP before the embedded packet, or before an echo's data
 def is_error(protocol: int, icmp_type: int) -> bool:
     """Whether this type is an error that carries the packet which caused it."""
     return icmp_type in ERRORS.get(protocol, ())
+
+
+def path_mtu(packet: bytes | bytearray | memoryview, headers: Headers) -> int | None:
+    """How large a packet may be, says an error about one that was too big; None for any other error.
+
+    0 from routers older than RFC 1191. The error's header has to be there whole.
+    """
+    at = headers.transport
+    if headers.protocol == ICMPV6:
+        return int(unpack_u32(packet, at + 4)[0]) if packet[at] == PACKET_TOO_BIG else None
+    if (packet[at], packet[at + 1]) != (UNREACHABLE[4], FRAGMENTATION_NEEDED):
+        return None
+    return int(unpack_u16(packet, at + 6)[0])
 
 
 def embedded_untrusted(packet: bytes | bytearray | memoryview, outer: Headers) -> tuple[int, Headers]:

@@ -24,6 +24,7 @@ pack_ipv6 = struct.Struct("36s").pack_into
 unpack_u16 = struct.Struct("!H").unpack_from
 pack_u16 = struct.Struct("!H").pack_into
 unpack_u32 = struct.Struct("!I").unpack_from
+pack_u32 = struct.Struct("!I").pack_into
 
 NO_OPTIONS = 0x45  # version 4, header of 5 words
 FRAGMENT = 0x3FFF  # more fragments | offset
@@ -34,6 +35,10 @@ OFFSET = 0x1FFF
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 DCCP, UDPLITE = 33, 136
 NO_NEXT_HEADER = 59
+
+# What any path takes, in bytes of an IP packet: RFC 8200 §5; for IPv4, where RFC 791's 68 is a dead letter, the least
+# that Linux believes of a router (net/ipv4/route.c, DEFAULT_MIN_PMTU).
+SMALLEST_PATH = {4: 552, 6: 1280}
 
 # Where a transport keeps a checksum that covers the addresses (RFC 9293, 768, 4443, 4340, 3828).
 CHECKSUM_AT = {TCP: 16, UDP: 6, ICMPV6: 2, DCCP: 6, UDPLITE: 6}

@@ -32,7 +32,10 @@ def move(source: bytearray | memoryview, at: int, target: bytearray | memoryview
         checksum_start += by
     if gso_type:
         header_length += by
-    pack(target, to, flags, gso_type, _fit(header_length), gso_size, _fit(checksum_start), checksum_offset)
+    try:
+        pack(target, to, flags, gso_type, header_length, gso_size, checksum_start, checksum_offset)
+    except struct.error:  # what the device wrote leads out of the frame
+        pack(target, to, flags, gso_type, _fit(header_length), gso_size, _fit(checksum_start), checksum_offset)
 
 
 def _fit(value: int) -> int:
