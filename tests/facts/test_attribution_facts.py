@@ -3,31 +3,18 @@
 import os
 import socket
 import subprocess
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from dpkt import ip, tcp
 
-from tests.apps import CAT, FAR4, OWN4, TUN, connecting, copy_of_cat, flow, inode, key, own_network, running_apps, udp
-from tunsplit.kernel.sockdiag import LISTEN, SYN_RECV, SYN_SENT, SockDiag
+from tests.apps import CAT, FAR4, OWN4, TUN, connecting, copy_of_cat, flow, inode, key, running_apps, udp
+from tunsplit.kernel.sockdiag import LISTEN, SYN_RECV, SYN_SENT
 
 pytestmark = pytest.mark.netns
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 NOBODY = 65534
-
-
-@pytest.fixture
-def tun():
-    with own_network() as descriptor:
-        yield descriptor
-
-
-@pytest.fixture
-def diag(tun):
-    with closing(SockDiag()) as sockets:
-        yield sockets
 
 
 @pytest.fixture
@@ -93,25 +80,6 @@ def test_whoever_binds_a_udp_port_next_has_another_cookie(diag):
         with udp(port=6001) as sock:
             cookies.add(diag.find(UDP, flow(sock)).cookie)
     assert 2 == len(cookies)
-
-
-@pytest.fixture
-def cgroup(tmp_path):
-    """A new cgroup of v2, wherever this host has them mounted."""
-    subprocess.run(["mount", "-t", "cgroup2", "none", tmp_path], check=True)
-    directory = tmp_path / f"ts{os.getpid()}"
-    try:
-        directory.mkdir()
-        yield directory  # to be asked for before `apps`, who live in it
-        directory.rmdir()
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
-
-
-def test_the_cgroup_id_is_the_inode_of_the_cgroups_directory(cgroup, diag, apps):
-    enter = f"open('{cgroup}/cgroup.procs', 'w').write('0')"
-    apps.python(f"{enter}; import socket; s = socket.socket(type=2); s.bind(('', 6002))")
-    assert cgroup.stat().st_ino == diag.find(UDP, key(socket.AF_INET, OWN4, 6002, FAR4, 80)).cgroup_id
 
 
 def test_a_connection_whose_process_closed_it_has_inode_0(diag):

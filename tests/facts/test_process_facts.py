@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import select
 import signal
 import socket
 import struct
@@ -19,6 +20,7 @@ from tunsplit.kernel.procpid import parse_stat
 pytestmark = pytest.mark.netns
 
 ROUNDS = 15
+LOST = 300  # births, and as many deaths
 NOBODY = 65534
 CLONE_PARENT = 0x8000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
@@ -43,7 +45,7 @@ def forked(function):
         try:
             function()
         finally:
-            os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)  # at os._exit, coverage would save what it has measured: 0.1 s
     return pid
 
 
@@ -52,6 +54,15 @@ def drained(events):
     found = []
     while batch := events.read():
         found += batch
+    return found
+
+
+def awaited_exit(events, tgid, count=1):
+    """All that is told until so many tasks of a process have ended."""
+    found = drained(events)
+    while sum(isinstance(one, Exit) and one.tgid == tgid for one in found) < count:
+        assert select.select([events], [], [], 10)[0]
+        found += drained(events)
     return found
 
 
@@ -74,24 +85,22 @@ def test_a_program_is_queued_before_its_first_instruction(events):
             assert echo.pid in {one.tgid for one in drained(events) if isinstance(one, Exec)}
 
 
-def test_a_death_is_queued_before_the_children_have_another_parent(events):
-    for _ in range(ROUNDS):
-        reader, writer = os.pipe()
+def test_a_death_is_told_though_the_children_may_have_another_parent_before(events):
+    reader, writer = os.pipe()
 
-        def bear(reader=reader, writer=writer):
-            parent = os.getpid()
-            if not os.fork():
-                while os.getppid() == parent:
-                    os.sched_yield()
-                os.write(writer, b"!")
-                os._exit(0)
+    def bear():
+        parent = os.getpid()
+        if not os.fork():
+            while os.getppid() == parent:
+                os.sched_yield()
+            os.write(writer, b"!")
 
-        pid = forked(bear)
-        os.close(writer)
-        assert b"!" == os.read(reader, 1)
-        os.close(reader)
-        assert pid in {one.tgid for one in drained(events) if isinstance(one, Exit)}
-        os.waitpid(pid, 0)
+    pid = forked(bear)
+    os.close(writer)
+    assert b"!" == os.read(reader, 1)
+    os.close(reader)
+    awaited_exit(events, pid)
+    os.waitpid(pid, 0)
 
 
 def test_a_start_time_is_never_later_than_its_birth(events):
@@ -113,12 +122,17 @@ def test_a_change_of_the_user_is_told(events):
     assert [NOBODY] == [one.uid for one in drained(events) if isinstance(one, UidChanged) and one.pid == pid]
 
 
-def test_exec_by_a_thread_comes_after_its_leaders_exit(events):
+def test_exec_by_a_thread_is_no_death_of_its_process(events):
+    """The leader's exit comes before the exec, or later under the number that the thread had until then."""
     code = "import os, threading; threading.Thread(target=os.execv, args=('/bin/true', ['true'])).start(); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as program:
         program.wait()
-        mine = [one for one in drained(events) if getattr(one, "pid", None) == program.pid]
-    assert [Exit, Exec, Exit] == [type(one) for one in mine][-3:]
+        # Two tasks: the leader, and the one that has taken its place.
+        told = awaited_exit(events, program.pid, 2)
+    mine = [one for one in told if isinstance(one, Exec | Exit) and one.tgid == program.pid]
+    execs = [place for place, one in enumerate(mine) if isinstance(one, Exec)]
+    assert (2, 4) == (len(execs), len(mine))
+    assert 1 == sum(one.pid == program.pid for one in mine[execs[-1] + 1 :])
 
 
 def test_clone_parent_names_the_callers_parent(events):
@@ -144,12 +158,12 @@ def test_clone_parent_names_the_callers_parent(events):
 
 
 def test_an_overrun_is_told_first_and_ends_when_the_queue_is_empty(monkeypatch):
-    monkeypatch.setattr(procevents, "QUEUE", 4096)
+    monkeypatch.setattr(procevents, "QUEUE", 64 << 10)  # bytes: two hundred events
     with ProcessEvents() as events:
-        for _ in range(ROUNDS):
-            os.waitpid(forked(lambda: None), 0)
+        # A shell's children: in one of ours coverage begins anew, which takes more than all of these.
+        subprocess.run(["sh", "-c", f"for _ in $(seq {LOST}); do (:); done"], check=True)
         lost = drained(events)
-        # So short a queue overruns again if others on this machine are busy at this moment.
+        # It overruns again if others on this machine are busy at this moment.
         for _ in range(ROUNDS):
             pid = forked(lambda: None)
             os.waitpid(pid, 0)

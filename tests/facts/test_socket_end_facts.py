@@ -5,7 +5,6 @@ import os
 import select
 import socket
 import sys
-from contextlib import closing
 
 import pytest
 from dpkt import ip, tcp
@@ -13,23 +12,11 @@ from dpkt import udp as udp_packet
 
 from tests.apps import FAR4, OWN4, connecting, flow, key, own_network, udp
 from tunsplit.kernel.sockdeaths import SocketDeaths
-from tunsplit.kernel.sockdiag import SOCK_DESTROY, SockDiag
+from tunsplit.kernel.sockdiag import SOCK_DESTROY
 
 pytestmark = pytest.mark.netns
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
-
-
-@pytest.fixture
-def tun():
-    with own_network() as descriptor:
-        yield descriptor
-
-
-@pytest.fixture
-def diag(tun):
-    with closing(SockDiag()) as sockets:
-        yield sockets
 
 
 def sent(tun, wanted=None):
@@ -137,7 +124,7 @@ def test_a_cookie_that_is_not_the_sockets_spares_it(diag):
 
 @pytest.fixture
 def deaths(diag):
-    with closing(SocketDeaths(socket.IPPROTO_TCP, socket.IPPROTO_UDP)) as listening:
+    with SocketDeaths(socket.IPPROTO_TCP, socket.IPPROTO_UDP) as listening:
         while select.select([listening], [], [], 0.05)[0]:
             listening.read()
         yield listening
@@ -150,7 +137,7 @@ def test_a_shared_socket_dies_with_its_last_descriptor(deaths, diag):
             sock.close()
             assert not select.select([deaths], [], [], 0.1)[0]
     assert select.select([deaths], [], [], 3)[0]
-    assert [(UDP, cookie)] == deaths.read()
+    assert [(UDP, cookie)] == [(death.protocol, death.cookie) for death in deaths.read()]
 
 
 def test_a_connection_in_time_wait_counts_as_dead(deaths, diag):
@@ -163,7 +150,7 @@ def test_a_connection_in_time_wait_counts_as_dead(deaths, diag):
         died = []
         while (TCP, cookie) not in died:
             assert select.select([deaths], [], [], 3)[0]
-            died += deaths.read()
+            died += [(death.protocol, death.cookie) for death in deaths.read()]
         assert (0, cookie) == diag.find(TCP, one)[0:3:2]
 
 

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import closing
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -16,6 +16,7 @@ from tests.hosts import (
     HOST4,
     LAN4,
     ROUTER4,
+    ROUTER6,
     TUN,
     TUN4,
     TUN6,
@@ -159,6 +160,21 @@ def test_a_second_look_up_in_ipv6_forgets_a_named_device_and_keeps_one_that_is_b
 
     assert send(FAR6, (socket.SOL_SOCKET, SO_BINDTODEVICE, UPLINK.encode())) is not None
     assert [] == [what for what in [*host.drained(), *host.drained_tun()] if FAR6 in what]
+
+
+@pytest.mark.parametrize(("state", "found"), [("stale", 1), ("failed", 0)])
+def test_ipv6_passes_over_a_gateway_that_did_not_answer_unless_its_device_is_named(host, state, found):
+    host.ip("link set lo up")
+    host.ip(f"-6 route add default via {ROUTER6} dev {UPLINK} table 7501")
+    host.ip("-6 route add unreachable default metric 4278198272 table 7501")
+    host.ip("-6 rule add pref 73 fwmark 0x7501 lookup 7501")
+    address = " lladdr 02:00:00:00:00:99" if found else ""
+    host.ip(f"-6 neighbour replace {ROUTER6} dev {UPLINK}{address} nud {state}")
+    devices = None, socket.if_nametoindex(UPLINK)
+    with Rtnetlink() as rtnetlink:
+        hops = [rtnetlink.route_get(ip_address(FAR6), mark=0x7501, oif=oif) for oif in devices]
+
+    assert [found, 1] == [hop is not None and hop.gateway == ip_address(ROUTER6) for hop in hops]
 
 
 def test_reject_in_the_output_hook_comes_before_arp(host):

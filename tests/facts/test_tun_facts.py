@@ -12,6 +12,7 @@ import trio
 
 from tests.craft import SYN, tcp, udp
 from tests.hosts import FAR4, TUN4, open_host, run
+from tunsplit.kernel.descriptors import holds_tun
 from tunsplit.kernel.tun import TUN_F_CSUM, TUN_F_TSO4, TUNSETOFFLOAD, Tun
 from tunsplit.wire import vnet
 
@@ -140,3 +141,18 @@ def test_a_syn_leaves_before_anybody_answers(tun):
         sock.connect_ex((PEER, 80))
         _, packet = read(tun, lambda packet: packet[9] == 6)
         assert SYN == packet[33]
+
+
+def test_who_holds_a_tun_is_shown_with_its_name(host):
+    """drivers/net/tun.c, tun_chr_show_fdinfo; a descriptor that has no device yet shows none."""
+    unattached = os.open("/dev/net/tun", os.O_RDWR)
+    try:
+        assert not holds_tun(os.getpid(), NAME)
+        with Tun(NAME):
+            assert holds_tun(os.getpid(), NAME)
+            assert not holds_tun(os.getpid(), NAME[:-1])
+            assert not holds_tun(os.getppid(), NAME)
+        assert not holds_tun(os.getpid(), NAME)
+    finally:
+        os.close(unattached)
+    assert not holds_tun(2**22 + 1, NAME)  # above every pid

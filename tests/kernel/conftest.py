@@ -1,15 +1,20 @@
 """What tests of kernel interfaces begin with."""
 
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 
-from tests.apps import running_apps
-from tests.hosts import Host, open_host
+from tests.hosts import UPLINK, Host, open_host, own_namespace
 from tunsplit.kernel.hostconfig import HostConfig
 from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.rtnetlink import Rtnetlink
+
+
+@pytest.fixture
+def namespace() -> Iterator[None]:
+    """This thread in a network namespace of its own."""
+    with own_namespace():
+        yield
 
 
 @pytest.fixture
@@ -30,12 +35,14 @@ def config(rtnetlink) -> HostConfig:
 
 
 @pytest.fixture
-def apps():
-    with running_apps() as started:
-        yield started
+def processes():
+    with Processes() as found:
+        yield found
 
 
 @pytest.fixture
-def processes():
-    with closing(Processes()) as found:
-        yield found
+def eth0(rtnetlink: Rtnetlink) -> int:
+    """The index of the host's uplink."""
+    link = rtnetlink.snapshot().link(UPLINK)
+    assert link is not None
+    return link.index

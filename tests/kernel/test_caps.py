@@ -1,9 +1,13 @@
 """Which capabilities are there, and what is said about those that are not."""
 
+import ctypes
+import re
 import subprocess
+import sys
 
 import pytest
 
+from tunsplit.errors import KernelError
 from tunsplit.kernel import caps
 
 ALL = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t000001ffffffffff\nCapBnd:\t0000000000000000\n"
@@ -47,3 +51,32 @@ def test_the_kernels_own_names_agree():
             check=True,
         ).stdout
         assert capability not in caps.effective(shown)
+
+
+GIVE_UP = """
+import subprocess
+from pathlib import Path
+from tunsplit.kernel import caps
+caps.keep_only([caps.named("CAP_NET_ADMIN"), caps.named("CAP_NET_RAW")])
+print(Path("/proc/self/status").read_text())
+print(subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout)
+"""
+
+
+@pytest.mark.netns
+def test_what_is_given_up_is_gone_for_good():
+    shown = subprocess.run([sys.executable, "-c", GIVE_UP], capture_output=True, text=True, check=True).stdout
+
+    assert ["0000000000003000"] * 4 == re.findall(r"^Cap(?:Eff|Prm):\s*(\S+)$", shown, re.MULTILINE)
+    assert ["1"] * 2 == re.findall(r"^NoNewPrivs:\s*(\S+)$", shown, re.MULTILINE)
+
+
+def test_a_kernel_that_refuses_is_believed(monkeypatch):
+    class Libc:
+        def prctl(self, *_: int) -> int:
+            ctypes.set_errno(22)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc())
+    with pytest.raises(KernelError, match="cannot be given up: Invalid argument"):
+        caps.keep_only([])

@@ -3,7 +3,6 @@
 import errno
 import socket
 import subprocess
-from contextlib import closing
 
 import pytest
 
@@ -43,7 +42,7 @@ def network():
 
 @pytest.fixture
 def track(network):
-    with closing(Conntrack()) as found:
+    with Conntrack() as found:
         yield found
 
 
@@ -102,7 +101,7 @@ def test_a_kernel_that_does_not_track_knows_nothing(network, monkeypatch, code):
         raise Refused(what, code)
 
     monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
-    with closing(Conntrack()) as track:
+    with Conntrack() as track:
         assert not track.available
         assert track.find(UDP, bytes(4), bytes(4), 1, 2) is None
 
@@ -116,7 +115,7 @@ def test_any_other_answer_is_an_error(network, monkeypatch):
     def refuse(self, what, *_):
         raise Refused(what, errno.EIO)
 
-    with closing(Conntrack()) as track:
+    with Conntrack() as track:
         monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
         with pytest.raises(KernelError, match="conntrack: Input/output error"):
             track.find(UDP, bytes(4), bytes(4), 1, 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tunsplit.errors import KernelError, PermissionMissing
-from tunsplit.kernel import features
+from tunsplit.kernel import features, nftguard
 from tunsplit.kernel.features import Probe, probe
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -148,7 +148,7 @@ def test_a_container_has_no_kthreadd(monkeypatch):
 UNPRIVILEGED = """
 import ctypes, os
 from tunsplit.errors import KernelError
-from tunsplit.kernel import features
+from tunsplit.kernel import features, nftguard
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: as a process is that was never root
 try:
@@ -167,3 +167,13 @@ def test_without_root_a_user_namespace_is_tried():
     ).stdout
 
     assert "[]\n" == tried or "could not be tried in a network namespace of their own" in tried
+
+
+@pytest.mark.netns
+def test_a_kernel_whose_tables_go_with_their_owner_lacks_nothing_required(monkeypatch):
+    monkeypatch.setattr(nftguard, "NFT_TABLE_F_PERSIST", 0x80)  # which no kernel knows
+    assert {"tables that outlive their owner": (False, "Operation not supported")} == {
+        feature.name: (feature.required, feature.complaint)
+        for feature in probe()
+        if "owner" in feature.name and feature.complaint
+    }

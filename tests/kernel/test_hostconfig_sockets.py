@@ -16,6 +16,7 @@ from tests.hosts import (
     FWMARK,
     HOST4,
     LAN4,
+    LAN_ALLOWED,
     RELAY4,
     ROUTER4,
     ROUTER6,
@@ -29,10 +30,10 @@ from tests.hosts import (
     run,
 )
 from tunsplit.kernel import hostconfig, nft
+from tunsplit.kernel.hostconfig import HostConfig
+from tunsplit.kernel.liveports import LivePorts
 
 pytestmark = pytest.mark.netns
-
-LAN = replace(SETTINGS, lan_allow=True)
 
 
 # Sockets.
@@ -100,13 +101,13 @@ def test_gateways_that_others_name_are_found_where_they_are(host, config):
 
 
 @pytest.mark.parametrize("destination", [FAR4, FAR6, LAN4, ROUTER6])
-@pytest.mark.parametrize("settings", [SETTINGS, LAN], ids=["", "lan"])
+@pytest.mark.parametrize("settings", [SETTINGS, LAN_ALLOWED], ids=["", "lan"])
 def test_what_is_bound_to_a_device_is_refused_before_anybody_is_asked(host, config, destination, settings):
     config.apply(host.plan(settings))
     host.drained()
 
     udp(destination, 53, device=UPLINK)
-    if not (settings is LAN and destination == LAN4):
+    if not (settings is LAN_ALLOWED and destination == LAN4):
         udp(destination, 7001, device=UPLINK)
 
     assert [] == [what for what in host.drained() if destination in what or "ICMP6 type 135" in what]
@@ -125,7 +126,7 @@ def test_with_the_tun_gone_an_app_is_refused_at_once(host, config):
 
 
 def test_the_local_network_is_reached_when_allowed_with_the_uplinks_address_only(host, config):
-    config.apply(host.plan(LAN))
+    config.apply(host.plan(LAN_ALLOWED))
     host.drained()
 
     assert udp(LAN4, 9) is None
@@ -168,8 +169,8 @@ def test_the_transport_leaves_by_the_uplink(host, config):
     assert host.on_wire(f"> {RELAY4}:51820")
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_no_socket_outlives_the_tuns_address(host, config, killed):
+@pytest.mark.parametrize("end", ["released", "undone", "taken over"])
+def test_no_socket_outlives_the_tuns_address(host, config, rtnetlink, end):
     config.apply(host.plan())
     with ExitStack() as stack:
         apps = []
@@ -183,11 +184,13 @@ def test_no_socket_outlives_the_tuns_address(host, config, killed):
                 apps.append(app)
         other = stack.enter_context(socket.create_server((HOST4, 8080)))
         host.drained()
-        if killed:
+        if end == "released":
+            config.release()
+        elif end == "undone":
             os.close(host.tun)
             assert "6 sockets of the tun" in hostconfig.undo()
         else:
-            config.release()
+            HostConfig(rtnetlink).apply(host.plan())
 
         for app in apps:
             with pytest.raises(OSError):  # noqa: PT011 - each protocol and family has its own word for it
@@ -237,7 +240,7 @@ def answer_packet(destination: str, port: int, protocol: str) -> bytes:
 @pytest.mark.parametrize(("protocol", "reaction"), [("tcp", "[R"), ("udp", "ICMP type 3")])
 def test_a_live_port_is_the_nats_and_any_other_the_kernels(host, config, protocol, reaction):
     config.apply(host.plan())
-    with nft.LivePorts() as live:
+    with LivePorts() as live:
         live.add(f"nat_{protocol}", [50000])
     host.drained_tun()
 
@@ -253,7 +256,7 @@ def test_a_live_port_is_the_nats_and_any_other_the_kernels(host, config, protoco
 
 def test_a_live_echo_identifier_is_the_nats(host, config):
     config.apply(host.plan())
-    with nft.LivePorts() as live:
+    with LivePorts() as live:
         live.add("nat_echo4", [50000])
     frame(host, answer_packet(HOST4, 50000, "icmp"))
     frame(host, answer_packet(HOST4, 50001, "icmp"))

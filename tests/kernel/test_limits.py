@@ -2,7 +2,7 @@
 
 import os
 import resource
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -40,18 +40,18 @@ def no_descriptors(left, limits):
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits))
 
 
-@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("left", [0, 1, 2])
 @pytest.mark.parametrize(
     "look",
     [
         lambda processes: processes.held_of(os.getpid(), {4711}),
         lambda processes: list(processes.scan_all({4711})),
-        lambda processes: list(processes.find_holders(4711)),
+        lambda processes: list(processes.find_holders({4711})),
     ],
 )
 def test_without_descriptors_nobody_is_said_to_hold_nothing(limits, look, left):
     """A local resolver that seems to hold no socket would be let out beside the tunnel."""
-    with closing(Processes()) as processes, no_descriptors(left, limits):
+    with Processes() as processes, no_descriptors(left, limits):
         try:
             look(processes)
             raised = ""

@@ -21,6 +21,7 @@ from tunsplit.kernel.procpid import parse_stat
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 NONE, FORK, EXEC, UID, COMM, EXIT = 0, 1, 2, 4, 0x200, 0x80000000
 FROM_KERNEL, FROM_SOMEBODY = (0, 1), (4711, 1)
+READABLE = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # always, says poll(2)
 
 
 def event(what, *numbers, kind=3, index=1, value=1, ack=0, at=5):
@@ -69,6 +70,9 @@ class FakeSocket:
         self.refuse = refuse
         self.sent = []
         self.closed = False
+
+    def fileno(self):
+        return READABLE
 
     def setsockopt(self, *option):
         pass
@@ -130,11 +134,39 @@ def test_what_was_lost_is_told_in_its_place(kernel):
         assert {"process_events": 3, "process_overruns": 1} == events.statistics()
 
 
+def test_after_a_suspend_everything_is_looked_at_anew(kernel, monkeypatch):
+    """What was queued before it has a date that means something else now; once is enough."""
+    ahead_s = iter([100, 100.5, 3700, 3700])
+    monkeypatch.setattr(procevents, "_boot_offset_ns", lambda: int(next(ahead_s) * 1e9))
+    monkeypatch.setattr(procevents, "BATCH", 1)
+    kernel(ACCEPTED, *[(event(EXEC, 11, 11), FROM_KERNEL)] * 3)
+    with ProcessEvents() as events:
+        kinds = [[type(one) for one in events.read()] for _ in range(4)]
+
+    assert [[Exec], [Overrun, Exec], [Exec], []] == kinds
+
+
 def test_one_read_has_an_end(kernel, monkeypatch):
     monkeypatch.setattr(procevents, "BATCH", 2)
     kernel(ACCEPTED, *[(event(EXEC, 11, 11), FROM_KERNEL)] * 3)
     with ProcessEvents() as events:
         assert [2, 1, 0] == [len(events.read()) for _ in range(3)]
+
+
+def test_with_fewer_events_the_queue_was_empty_whatever_lay_between_them(kernel, monkeypatch):
+    """Before Linux 6.6, who gives his threads names puts as many datagrams between a birth and its exec."""
+    monkeypatch.setattr(procevents, "BATCH", 2)
+    renamed = [(event(COMM, 10, 10), FROM_KERNEL)] * 3
+    kernel(ACCEPTED, *renamed, (event(FORK, 1, 1, 10, 10), FROM_KERNEL), *renamed, (event(EXEC, 10, 10), FROM_KERNEL))
+    with ProcessEvents() as events:
+        assert [Fork, Exec] == [type(one) for one in events.read()]
+
+
+def test_who_renames_his_threads_for_ever_does_not_keep_us_and_hides_nothing(kernel, monkeypatch):
+    monkeypatch.setattr(procevents, "MOST_READ", 5)
+    kernel(ACCEPTED, *[(event(COMM, 10, 10), FROM_KERNEL)] * 5, (event(EXEC, 10, 10), FROM_KERNEL))
+    with ProcessEvents() as events, pytest.raises(KernelError, match="faster"):
+        events.read()
 
 
 def test_a_socket_that_fails_says_so(kernel):
@@ -275,3 +307,19 @@ def test_a_connector_that_refuses_everywhere(kernel):
     kernel(refuse=ConnectionRefusedError(errno.ECONNREFUSED, "refused"))
     with pytest.raises(KernelError, match="connector refuses"):
         ProcessEvents()
+
+
+@pytest.mark.netns
+def test_where_events_are_is_known():
+    own = Path("/proc/self/ns/net").readlink()
+    assert (own == Path("/proc/2/ns/net").readlink()) is procevents.is_initial_network()
+    with own_network():
+        assert not procevents.is_initial_network()
+
+
+def test_what_cannot_be_reached_is_elsewhere(monkeypatch):
+    def unreachable() -> int:
+        raise KernelError("closed")
+
+    monkeypatch.setattr(procevents, "initial_network", unreachable)
+    assert not procevents.is_initial_network()

@@ -64,22 +64,9 @@ def test_who_has_no_program_has_no_command_line(processes):
     assert processes.read(2).cmdline is None
 
 
-@pytest.fixture
-def cgroup(tmp_path):
-    """A new cgroup of v2, wherever this host has them mounted, and its path in there."""
-    subprocess.run(["mount", "-t", "cgroup2", "none", tmp_path], check=True)
-    directory = tmp_path / f"ts{os.getpid()}"
-    try:
-        directory.mkdir()
-        yield directory, f"/{directory.name}"  # to be asked for before `apps`, who live in it
-        directory.rmdir()
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
-
-
 @pytest.mark.netns
-def test_a_cgroup_is_read_if_it_is_asked_for_as_it_is_now(cgroup, processes, apps):
-    directory, path = cgroup
+def test_a_cgroup_is_read_if_it_is_asked_for_as_it_is_now(own_cgroup, processes, apps):
+    directory, path = own_cgroup, f"/{own_cgroup.name}"
     pid = apps.start()
     (directory / "cgroup.procs").write_text(str(pid))
     assert processes.read(pid).cgroup is None

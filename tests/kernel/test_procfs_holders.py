@@ -20,7 +20,14 @@ def sockets():
 
 def holders(processes, number):
     """Search to the end: the pids."""
-    return [found.process.pid for found in processes.find_holders(number) if found is not None]
+    return [found.process.pid for found in found_by(processes.find_holders({number})).get(number, [])]
+
+
+def found_by(search):
+    """What a search comes to."""
+    *steps, found = search
+    assert not any(steps)
+    return found
 
 
 # Holders
@@ -58,26 +65,26 @@ def test_nobody_holds_a_closed_socket(processes):
 def test_a_search_gives_way(processes, monkeypatch):
     monkeypatch.setattr(procfs, "PAUSE", 5)
     with sockets() as sock:
-        steps = list(processes.find_holders(inode(sock)))
+        steps = list(processes.find_holders({inode(sock)}))
     assert steps.count(None) > 5
 
 
 def test_a_process_born_during_the_search_is_looked_at(processes, apps, monkeypatch):
     monkeypatch.setattr(procfs, "PAUSE", 1)
     with sockets() as sock:
-        search = processes.find_holders(inode(sock))
-        assert next(found for found in search if found is not None).process.pid == os.getpid()
+        search = processes.find_holders({inode(sock)})
+        assert next(search) is None
         child = apps.start(sock)
-        assert [child] == [found.process.pid for found in search if found is not None]
+        assert {os.getpid(), child} == {found.process.pid for found in found_by(search)[inode(sock)]}
 
 
 # One pass for many sockets
 
 
 def scanned(processes, *numbers):
-    """What a pass finds: pids by inode."""
+    """What a pass finds: pids by inode, of those that somebody holds."""
     passed = [one for one in processes.scan_all(set(numbers)) if one is not None]
-    assert len(numbers) == len(passed)
+    assert len({number for number, _ in passed}) == len(passed)
     return {number: {pid for pid, _ in keys} for number, keys in passed}
 
 
@@ -87,8 +94,17 @@ def test_a_pass_finds_all_holders_of_all_sockets(processes, apps):
         numbers = [inode(one) for one in (shared, ours, theirs, closed)]
         closed.close()
         first, second = apps.start(shared), apps.hold(theirs)
-        expected = [{os.getpid(), first}, {os.getpid()}, {second}, set()]
-        assert dict(zip(numbers, expected, strict=True)) == scanned(processes, *numbers)
+        expected = [{os.getpid(), first}, {os.getpid()}, {second}]
+        assert dict(zip(numbers, expected, strict=False)) == scanned(processes, *numbers)
+
+
+def test_all_sockets_of_one_process_are_told(processes, apps):
+    sock, other = sockets(), sockets()
+    numbers = {inode(sock), inode(other)}
+    pid = apps.hold(sock, other)
+    with sockets() as not_its_own:
+        assert numbers <= processes.sockets_of(pid)
+        assert inode(not_its_own) not in processes.sockets_of(pid)
 
 
 def test_a_pass_names_processes_by_pid_and_start_time(processes):
@@ -229,11 +245,11 @@ def test_nothing_is_told_of_a_process_that_is_gone(processes):
     try:
         process.communicate()
         assert [] == descriptors.tables_of_threads(directory, process.pid)
-        assert [] == list(descriptors.held(directory, "fd", {1}))
+        assert [] == list(descriptors.sockets(directory, "fd"))
     finally:
         os.close(directory)
     assert descriptors.children(process.pid) is None
-    assert (None, 0) == descriptors.search(f"/proc/{process.pid}/fd", "x")
+    assert descriptors.search(f"/proc/{process.pid}/fd", "x") is None
 
 
 # What is known from before
@@ -300,19 +316,24 @@ def test_what_events_tell_of_a_process_is_not_read_again(processes, monkeypatch)
     with sockets() as one, sockets() as other:
         holders(processes, inode(one))
         told = processes.recheck(inode(one)).process._replace(uid=12345, parent=0)
-        processes.recall = lambda pid: procfs.Recalled(told, has_children=False) if pid == os.getpid() else None
+        processes.recall = lambda pid: told if pid == os.getpid() else None
         monkeypatch.setattr(procfs.Processes, "read", None)
         assert told == processes.recheck(inode(other)).process
 
 
-def test_but_a_child_of_it_is_looked_at(processes, apps):
+def test_but_its_kin_is_looked_at(processes, apps):
+    """Whoever it is said to have, or that there is no telling."""
     with sockets() as one, sockets() as other:
         holders(processes, inode(one))
         known = processes.recheck(inode(one)).process
-        processes.recall = lambda _: procfs.Recalled(known, has_children=True)
+        processes.recall = lambda _: known
+        kin: list[int] = []
+        processes.kin = lambda _: kin
         assert processes.recheck(inode(other)) is not None
-        apps.start(other)
+        kin.append(apps.start(other))
         assert processes.recheck(inode(other)) is None
+        processes.kin = lambda _: None
+        assert processes.recheck(inode(one)) is None
 
 
 def test_a_process_that_has_shared_a_socket_is_always_searched_for(processes, apps):

@@ -8,20 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.apps import FAR4, FAR6, OWN4, OWN6, inode, own_network
+from tests.apps import FAR4, FAR6, OWN4, OWN6, inode
 from tunsplit.errors import KernelError
-from tunsplit.kernel.procnet import TableSocket, find_ping, find_raw, parse_table
+from tunsplit.kernel.procnet import TableSocket, find_ping, find_raw, parse_table, ping_sockets, raw_sockets
 
 ICMP, ICMPV6 = socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref\n"
-
-
-@pytest.fixture
-def tun():
-    with own_network() as descriptor:
-        yield descriptor
 
 
 def packed(address):
@@ -41,13 +35,13 @@ def ping(address, identifier):
 )
 def test_a_ping_socket_is_found_by_its_identifier(tun, version, own, bound):
     with ping(bound, 777) as sock, ping(bound, 778):
-        assert [inode(sock)] == [row.inode for row in find_ping(version, 777, packed(own))]
+        assert [inode(sock)] == [row.inode for row in find_ping(ping_sockets(version), 777, packed(own))]
 
 
 @pytest.mark.netns
 def test_a_ping_socket_of_another_address_is_not_the_sender(tun):
     with ping("127.0.0.1", 777):
-        assert [] == find_ping(4, 777, packed(OWN4))
+        assert [] == find_ping(ping_sockets(4), 777, packed(OWN4))
 
 
 @pytest.mark.netns
@@ -63,25 +57,27 @@ def test_raw_sockets_are_found_by_protocol_address_and_peer(tun, version, own, f
         connected.connect((far, 0))
         elsewhere.bind(("::1" if version == 6 else "127.0.0.1", 0))
         other_peer.connect((own, 0))
-        found = find_raw(version, protocol, packed(own), packed(far))
+        found = find_raw(raw_sockets(version), protocol, packed(own), packed(far))
         assert {inode(one) for one in (anywhere, bound, connected)} == {row.inode for row in found}
 
 
 @pytest.mark.netns
 def test_nobody_pings_in_a_new_namespace(tun):
-    assert [] == find_ping(4, 777, packed(OWN4)) + find_raw(6, ICMPV6, packed(OWN6), packed(FAR6))
+    assert [] == find_ping(ping_sockets(4), 777, packed(OWN4)) + find_raw(
+        raw_sockets(6), ICMPV6, packed(OWN6), packed(FAR6)
+    )
 
 
 def test_a_kernel_without_a_table_has_no_such_sockets(monkeypatch, tmp_path):
     monkeypatch.setattr("tunsplit.kernel.procnet.TABLES", tmp_path)
-    assert [] == find_ping(6, 777, packed(OWN6))
+    assert [] == find_ping(ping_sockets(6), 777, packed(OWN6))
 
 
 def test_a_table_that_cannot_be_read_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "icmp").mkdir()
     monkeypatch.setattr("tunsplit.kernel.procnet.TABLES", tmp_path)
     with pytest.raises(KernelError, match="/proc/net/icmp: Is a directory"):
-        find_ping(4, 777, packed(OWN4))
+        find_ping(ping_sockets(4), 777, packed(OWN4))
 
 
 def shown(address):

@@ -15,7 +15,7 @@ from tunsplit.errors import KernelError
 from tunsplit.kernel import resolvconf
 from tunsplit.kernel.resolvconf import ResolvConf, give_back, is_taken, parse_untrusted, read, taken_over, takeover
 
-STUB = [ip_address("127.0.0.54")]
+OURS = [ip_address("127.0.0.54")]
 CONTENT = (
     "# by dhcp\nnameserver 192.168.50.53\nnameserver fe80::1%eth0\nsearch lan example.org\noptions ndots:2 edns0\n"
 )
@@ -33,8 +33,8 @@ def path(request, tmp_path):
         path.chmod(0o640)
     elif request.param == "symlink":
         (tmp_path / "run").mkdir()
-        (tmp_path / "run/stub.conf").write_text(CONTENT)
-        path.symlink_to("run/stub.conf")
+        (tmp_path / "run/resolv.conf").write_text(CONTENT)
+        path.symlink_to("run/resolv.conf")
     elif request.param == "dangling":
         path.symlink_to("run/nowhere")
     return path
@@ -83,11 +83,11 @@ def test_a_huge_file_is_read_in_part():
 
 def test_it_is_ours_for_a_while_and_then_just_as_before(path):
     before, said = picture(path.parent), read(path)
-    with taken_over(STUB, path):
+    with taken_over(OURS, path):
         assert is_taken(path)
         assert said == read(path)  # what it would say without us
         ours = parse_untrusted(path.read_bytes())
-        assert ResolvConf(tuple(STUB), said.search, said.options) == ours
+        assert ResolvConf(tuple(OURS), said.search, said.options) == ours
         assert 0o644 == path.stat().st_mode & 0o777
     assert before == picture(path.parent)
     assert not give_back(path)
@@ -96,7 +96,7 @@ def test_it_is_ours_for_a_while_and_then_just_as_before(path):
 
 def test_to_take_what_is_taken_keeps_the_original(path):
     before = picture(path.parent)
-    takeover(STUB, path).close()
+    takeover(OURS, path).close()
     takeover([ip_address("::1")], path).close()
     assert (ip_address("::1"),) == parse_untrusted(path.read_bytes()).servers
     assert give_back(path)
@@ -124,8 +124,8 @@ def test_killed_at_any_moment_it_comes_back_as_it_was(path, verb):
     before, said = picture(path.parent), read(path)
     for moment in range(30):
         if verb == "give_back":
-            takeover(STUB, path).close()
-        lived = dying(moment, lambda: takeover(STUB, path) if verb == "takeover" else give_back(path))
+            takeover(OURS, path).close()
+        lived = dying(moment, lambda: takeover(OURS, path) if verb == "takeover" else give_back(path))
         assert said == read(path)
         give_back(path)
         assert before == picture(path.parent)
@@ -137,14 +137,14 @@ def test_killed_at_any_moment_it_comes_back_as_it_was(path, verb):
 def test_a_daemon_that_does_not_take_it_gives_back_what_a_killed_one_has_left(path):
     """L15: the next start repairs the host by itself, also with another configuration."""
     before = picture(path.parent)
-    takeover(STUB, path).close()
+    takeover(OURS, path).close()
     with taken_over([], path):
         assert before == picture(path.parent)
     assert before == picture(path.parent)
 
 
 def test_what_somebody_else_has_put_there_since_is_theirs(path):
-    held = takeover(STUB, path)
+    held = takeover(OURS, path)
     path.unlink()
     path.write_text("nameserver 9.9.9.9\n")
     assert not is_taken(path)
@@ -155,18 +155,18 @@ def test_what_somebody_else_has_put_there_since_is_theirs(path):
 
 
 def test_what_somebody_else_has_put_there_since_is_what_comes_back_of_the_next_takeover(path):
-    takeover(STUB, path).close()
+    takeover(OURS, path).close()
     path.unlink()
     path.write_text("nameserver 9.9.9.9\n")
-    with taken_over(STUB, path):
+    with taken_over(OURS, path):
         assert (ip_address("9.9.9.9"),) == read(path).servers
     assert "nameserver 9.9.9.9\n" == path.read_text()
 
 
 def test_what_a_daemon_of_another_namespace_has_taken_is_left_to_it_while_it_runs(path):
-    held = takeover(STUB, path)
+    held = takeover(OURS, path)
     with pytest.raises(KernelError, match="is taken by the tunsplit of another network namespace"):
-        takeover(STUB, path)
+        takeover(OURS, path)
     assert not give_back(path)
     assert is_taken(path)
     held.close()  # as when it is killed
@@ -177,7 +177,7 @@ def test_what_a_daemon_of_another_namespace_has_taken_is_left_to_it_while_it_run
 def test_who_may_only_read_it_cannot_keep_it_from_coming_back(path):
     """Whoever resolves names may open it, and wait with a lock for the daemon's end."""
     said = read(path)
-    held = takeover(STUB, path)
+    held = takeover(OURS, path)
     assert "0o644" == oct(path.stat().st_mode & 0o777)
     with path.open("rb") as reader:
         held.close()
@@ -188,7 +188,7 @@ def test_who_may_only_read_it_cannot_keep_it_from_coming_back(path):
 
 def test_a_directory_that_is_not_there_is_said(tmp_path):
     with pytest.raises(KernelError, match=r"resolv\.conf cannot be taken over or given back: No such file"):
-        takeover(STUB, tmp_path / "nowhere/resolv.conf")
+        takeover(OURS, tmp_path / "nowhere/resolv.conf")
 
 
 def test_a_pipe_is_no_configuration_and_is_not_waited_for(tmp_path):

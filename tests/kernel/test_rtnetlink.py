@@ -1,13 +1,9 @@
 """Rtnetlink on a real host: what is written is read back the same, and what happens is heard."""
 
 import errno
-import os
-import select
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,22 +20,27 @@ from tests.hosts import (
     TUN,
     TUNNEL,
     UPLINK,
-    own_namespace,
 )
 from tunsplit.errors import KernelError
 from tunsplit.host import (
     SCOPE_LINK,
     TABLE_MAIN,
     Action,
-    NeighbourState,
     NextHop,
     Route,
     RouteType,
     Rule,
 )
-from tunsplit.kernel import rtmessages, rtnetlink
-from tunsplit.kernel.netlink import Refused, attribute, attributes, iterate_messages
-from tunsplit.kernel.rtnetlink import Change, Event, Rtnetlink, RtnetlinkEvents
+from tunsplit.kernel import rtmessages
+from tunsplit.kernel.netlink import (
+    NLM_F_CREATE,
+    NetlinkSocket,
+    Refused,
+    attribute,
+    attributes,
+    iterate_messages,
+)
+from tunsplit.kernel.rtnetlink import NETLINK_ROUTE
 from tunsplit.names import ROUTE_PROTOCOL
 
 pytestmark = pytest.mark.netns
@@ -47,21 +48,8 @@ pytestmark = pytest.mark.netns
 TABLE = 7501
 
 
-@pytest.fixture
-def kernel(host) -> Iterator[Rtnetlink]:
-    with Rtnetlink() as kernel:
-        yield kernel
-
-
-@pytest.fixture
-def eth0(kernel: Rtnetlink) -> int:
-    link = kernel.snapshot().link(UPLINK)
-    assert link is not None
-    return link.index
-
-
-def test_a_snapshot_shows_links_addresses_routes_and_rules(host, kernel):
-    now = kernel.snapshot()
+def test_a_snapshot_shows_links_addresses_routes_and_rules(host, rtnetlink):
+    now = rtnetlink.snapshot()
     links = {link.name: link for link in now.links}
 
     assert ("veth", True, True, 1500) == (
@@ -82,17 +70,46 @@ def test_a_snapshot_shows_links_addresses_routes_and_rules(host, kernel):
     assert (True, True) == (now.ipv6, now.ipv6_enabled)
 
 
-def test_the_address_of_a_point_to_point_link_is_ours_and_not_the_peers(host, kernel):
+def test_a_port_names_its_bridge_and_a_peer_elsewhere_is_nobody(host, rtnetlink):
+    host.ip("link add br0 type bridge")
+    host.ip(f"link set {UPLINK} master br0")
+    host.ip("link add here type veth peer name there")
+    host.ip("link set here arp off")
+    links = {link.name: link for link in rtnetlink.links()}
+
+    assert (links["br0"].index, 0) == (links[UPLINK].master, links["br0"].master)
+    assert (0, links["there"].index) == (links[UPLINK].below, links["here"].below)
+    assert (True, False) == (links["here"].is_noarp, links["there"].is_noarp)
+    assert not any(link.is_on_bus for link in links.values())
+
+
+def test_a_card_is_on_a_bus():
+    """As the attribute says (net/core/rtnetlink_module.c, rtnl_fill_ifinfo); no test network has one."""
+    body = rtmessages.IFINFOMSG.pack(0, 1, 2, 0, 0) + attribute(rtmessages.IFLA_IFNAME, b"eth0\0")
+
+    assert rtmessages.decode_link(body + attribute(rtmessages.IFLA_PARENT_DEV_NAME, b"0000:00:05.0\0")).is_on_bus
+    assert not rtmessages.decode_link(body).is_on_bus
+
+
+@pytest.mark.parametrize(("word", "preference"), [("low", -1), ("medium", 0), ("high", 1)])
+def test_a_router_that_is_to_be_preferred_is_known(host, rtnetlink, word, preference):
+    host.ip(f"-6 route add 2001:db8:9::/48 via {ROUTER6} pref {word}")
+
+    (found,) = [one for one in rtnetlink.routes(6, TABLE_MAIN) if one.destination == ip_network("2001:db8:9::/48")]
+    assert preference == found.preference
+
+
+def test_the_address_of_a_point_to_point_link_is_ours_and_not_the_peers(host, rtnetlink):
     host.ip(f"address add 10.8.0.6 peer 10.8.0.5 dev {TUNNEL}")
 
-    assert ip_interface("10.8.0.6/32") in [address.interface for address in kernel.addresses(4)]
+    assert ip_interface("10.8.0.6/32") in [address.interface for address in rtnetlink.addresses(4)]
 
 
-def test_a_tentative_address_is_not_global_yet(host, kernel):
+def test_a_tentative_address_is_not_global_yet(host, rtnetlink):
     host.sysctl("net/ipv6/conf/eth0/accept_dad", "1")
     host.ip("address add 2001:db8:50::77/64 dev eth0")
 
-    (found,) = [one for one in kernel.addresses(6) if one.interface == ip_interface("2001:db8:50::77/64")]
+    (found,) = [one for one in rtnetlink.addresses(6) if one.interface == ip_interface("2001:db8:50::77/64")]
     assert (True, False) == (found.tentative, found.is_global)
 
 
@@ -101,6 +118,7 @@ def routes(index: int) -> list[Route]:
     found = [
         Route(ip_network("10.0.0.0/8"), oif=index, scope=SCOPE_LINK, prefsrc=ip_address(HOST4)),
         Route(ip_network("0.0.0.0/0"), oif=index, gateway=via4, mtu=1400),
+        Route(ip_network("0.0.0.0/0"), oif=index, gateway=via4, metric=7, mtu=1400, advmss=1300),
         Route(ip_network("10.9.0.0/16"), oif=index, gateway=ip_address("172.20.0.1"), onlink=True),
         Route(ip_network("10.8.0.0/16"), oif=index, gateway=via6),
         Route(ip_network("0.0.0.0/0"), metric=4278198272, type=RouteType.UNREACHABLE),
@@ -113,38 +131,38 @@ def routes(index: int) -> list[Route]:
     return [replace(route, table=TABLE, protocol=ROUTE_PROTOCOL) for route in found]
 
 
-def test_a_route_is_read_back_as_it_was_written(kernel, eth0):
+def test_a_route_is_read_back_as_it_was_written(rtnetlink, eth0):
     for route in routes(eth0):
-        kernel.replace_route(route)
-        kernel.replace_route(route)
+        rtnetlink.replace_route(route)
+        rtnetlink.replace_route(route)
 
-    assert set(routes(eth0)) == {*kernel.routes(4, TABLE), *kernel.routes(6, TABLE)}
+    assert set(routes(eth0)) == {*rtnetlink.routes(4, TABLE), *rtnetlink.routes(6, TABLE)}
     for route in routes(eth0):
-        kernel.delete_route(route)
-        kernel.delete_route(route)
-    assert [] == [*kernel.routes(4, TABLE), *kernel.routes(6, TABLE)]
+        rtnetlink.delete_route(route)
+        rtnetlink.delete_route(route)
+    assert [] == [*rtnetlink.routes(4, TABLE), *rtnetlink.routes(6, TABLE)]
 
 
-def test_a_route_takes_the_place_of_one_of_its_metric(host, kernel, eth0):
+def test_a_route_takes_the_place_of_one_of_its_metric(host, rtnetlink, eth0):
     for family, first, second in ((4, ROUTER4, "192.168.50.9"), (6, ROUTER6, "2001:db8:50::9")):
         default = ip_network("0.0.0.0/0" if family == 4 else "::/0")
         for gateway in (first, second):
-            kernel.replace_route(Route(default, TABLE, eth0, ip_address(gateway), 1024))
-        kernel.delete_route(Route(default, TABLE, eth0, ip_address(first), 1024))
+            rtnetlink.replace_route(Route(default, TABLE, eth0, ip_address(gateway), 1024))
+        rtnetlink.delete_route(Route(default, TABLE, eth0, ip_address(first), 1024))
 
-        assert [ip_address(second)] == [route.gateway for route in kernel.routes(family, TABLE)]
+        assert [ip_address(second)] == [route.gateway for route in rtnetlink.routes(family, TABLE)]
 
 
-def test_every_hop_of_a_multipath_route_is_seen(host, kernel):
+def test_every_hop_of_a_multipath_route_is_seen(host, rtnetlink):
     host.ip(f"route add 10.0.0.0/8 table {TABLE} nexthop via {ROUTER4} dev eth0 nexthop dev {TUNNEL}")
-    found = kernel.routes(4, TABLE)
+    found = rtnetlink.routes(4, TABLE)
 
     assert [ip_address(ROUTER4), None] == [route.gateway for route in found]
     assert 2 == len({route.oif for route in found})
 
 
-def test_a_table_that_was_never_used_is_empty(kernel):
-    assert [] == [*kernel.routes(4, 4711), *kernel.routes(6, 4711)]
+def test_a_table_that_was_never_used_is_empty(rtnetlink):
+    assert [] == [*rtnetlink.routes(4, 4711), *rtnetlink.routes(6, 4711)]
 
 
 RULES = [
@@ -158,182 +176,99 @@ RULES = [
 ]  # fmt: skip
 
 
-def test_a_rule_is_read_back_as_it_was_written(kernel):
+def test_a_rule_is_read_back_as_it_was_written(rtnetlink):
     for rule in RULES:
-        kernel.add_rule(rule)
-        kernel.add_rule(rule)
+        rtnetlink.add_rule(rule)
+        rtnetlink.add_rule(rule)
 
-    assert RULES == [rule for rule in [*kernel.rules(4), *kernel.rules(6)] if rule.protocol == 117]
+    assert RULES == [rule for rule in [*rtnetlink.rules(4), *rtnetlink.rules(6)] if rule.protocol == 117]
     for rule in RULES:
-        kernel.delete_rule(rule)
-        kernel.delete_rule(rule)
-    assert [] == [rule for rule in [*kernel.rules(4), *kernel.rules(6)] if rule.protocol == 117]
+        rtnetlink.delete_rule(rule)
+        rtnetlink.delete_rule(rule)
+    assert [] == [rule for rule in [*rtnetlink.rules(4), *rtnetlink.rules(6)] if rule.protocol == 117]
 
 
-def test_an_address_is_usable_at_once_and_brings_no_route(kernel, eth0):
-    before = kernel.routes(4, TABLE_MAIN), kernel.routes(6, TABLE_MAIN)
+def test_an_address_is_usable_at_once_and_brings_no_route(rtnetlink, eth0):
+    before = rtnetlink.routes(4, TABLE_MAIN), rtnetlink.routes(6, TABLE_MAIN)
     for text in ("10.128.0.1/32", "2001:2:0:5::1/128"):
-        kernel.add_address(eth0, ip_interface(text))
-        kernel.add_address(eth0, ip_interface(text))
-        (found,) = [one for one in kernel.addresses(ip_interface(text).version) if one.interface == ip_interface(text)]
+        rtnetlink.add_address(eth0, ip_interface(text))
+        rtnetlink.add_address(eth0, ip_interface(text))
+        (found,) = [
+            one for one in rtnetlink.addresses(ip_interface(text).version) if one.interface == ip_interface(text)
+        ]
 
         assert found.is_global
-        kernel.delete_address(eth0, ip_interface(text))
-        kernel.delete_address(eth0, ip_interface(text))
-    assert before == (kernel.routes(4, TABLE_MAIN), kernel.routes(6, TABLE_MAIN))
+        rtnetlink.delete_address(eth0, ip_interface(text))
+        rtnetlink.delete_address(eth0, ip_interface(text))
+    assert before == (rtnetlink.routes(4, TABLE_MAIN), rtnetlink.routes(6, TABLE_MAIN))
 
 
-def test_a_link_is_changed_and_removed(host, kernel, eth0):
-    kernel.link_set(eth0, mtu=1400, group=7)
+def test_a_link_is_changed_and_removed(host, rtnetlink, eth0):
+    rtnetlink.link_set(eth0, mtu=1400, group=7)
     link = host.link(UPLINK)
     assert (1400, 7, True) == (link.mtu, link.group, link.up)
 
-    kernel.link_set(eth0, up=False, addr_gen_mode=1)
+    rtnetlink.link_set(eth0, up=False, addr_gen_mode=1)
     assert (False, "1") == (host.link(UPLINK).up, host.sysctl("net/ipv6/conf/eth0/addr_gen_mode"))
 
-    kernel.delete_link(link)
-    kernel.delete_link(link)
-    assert kernel.snapshot().link(UPLINK) is None
+    rtnetlink.delete_link(link)
+    rtnetlink.delete_link(link)
+    assert rtnetlink.snapshot().link(UPLINK) is None
 
 
-def test_the_way_is_the_kernels_answer(host, kernel, eth0):
-    assert NextHop(ip_address(ROUTER4), ip_address(HOST4), eth0) == kernel.route_get(ip_address(FAR4))
-    assert NextHop(None, ip_address(HOST4), eth0) == kernel.route_get(ip_address(LAN4), oif=eth0)
-    assert NextHop(ip_address(ROUTER6), ip_address(HOST6), eth0) == kernel.route_get(ip_address(FAR6))
+def test_the_way_is_the_kernels_answer(host, rtnetlink, eth0):
+    assert NextHop(ip_address(ROUTER4), ip_address(HOST4), eth0) == rtnetlink.route_get(ip_address(FAR4))
+    assert NextHop(None, ip_address(HOST4), eth0) == rtnetlink.route_get(ip_address(LAN4), oif=eth0)
+    assert NextHop(ip_address(ROUTER6), ip_address(HOST6), eth0) == rtnetlink.route_get(ip_address(FAR6))
     host.ip("rule add fwmark 5 unreachable")
     host.ip("-6 route add unreachable 2001:db8:dead::/48")
-    assert kernel.route_get(ip_address(FAR4), mark=5) is None
-    assert kernel.route_get(ip_address("2001:db8:dead::1")) is None
+    assert rtnetlink.route_get(ip_address(FAR4), mark=5) is None
+    assert rtnetlink.route_get(ip_address("2001:db8:dead::1")) is None
 
 
-def test_the_way_tells_a_narrower_path(host, kernel):
+def test_an_address_is_local_on_whichever_device_or_by_a_route(host, rtnetlink):
+    host.ip("-6 route add unreachable 2001:db8:dead::/48")
+    host.ip("route add local 198.18.0.0/15 dev lo")
+    for address in (HOST4, HOST6, "198.18.0.1"):
+        assert rtnetlink.is_local(ip_address(address))
+    for address in (FAR4, ROUTER6, "2001:db8:dead::1"):
+        assert not rtnetlink.is_local(ip_address(address))
+
+
+def test_the_way_tells_a_narrower_path(host, rtnetlink):
     host.ip(f"route add 198.18.0.0/15 via {ROUTER4} mtu 1300")
 
-    hop = kernel.route_get(ip_address("198.18.0.1"))
+    hop = rtnetlink.route_get(ip_address("198.18.0.1"))
     assert hop is not None
     assert 1300 == hop.mtu
 
 
-def test_a_refusal_names_the_call_the_object_and_the_kernels_reason(kernel):
+def test_a_refusal_names_the_call_the_object_and_the_kernels_reason(rtnetlink):
     with pytest.raises(
         Refused, match=r"add unicast route 10\.0\.0\.0/8 via 1\.1\.1\.1 in table 7501: .*invalid gateway"
     ) as refused:
-        kernel.replace_route(Route(ip_network("10.0.0.0/8"), TABLE, gateway=ip_address("1.1.1.1")))
+        rtnetlink.replace_route(Route(ip_network("10.0.0.0/8"), TABLE, gateway=ip_address("1.1.1.1")))
     assert errno.ENETUNREACH == refused.value.errno
     with pytest.raises(KernelError, match="add IPv4 rule 75"):
-        kernel.add_rule(Rule(4, 75, action=Action.GOTO))
+        rtnetlink.add_rule(Rule(4, 75, action=Action.GOTO))
     with pytest.raises(KernelError, match="change device 4711: No such device"):
-        kernel.link_set(4711, up=True)
+        rtnetlink.link_set(4711, up=True)
 
 
-# Neighbours.
+def test_what_means_nothing_to_the_kernel_is_nothing_to_us(host, rtnetlink):
+    """It takes routes of types and rules of actions that it does not know, and shows them to everybody."""
+    before = rtnetlink.snapshot()
+    host.ip("route add xresolve 198.18.0.1 scope nowhere")
+    host.ip(f"-6 route add xresolve 2001:db8:18::/48 dev {UPLINK}")
+    with NetlinkSocket(NETLINK_ROUTE) as odd:
+        body = rtmessages.FIB_RULE_HDR.pack(socket.AF_INET, 0, 0, 0, 0, 77, 0)
+        body += attribute(rtmessages.FRA_PRIORITY, rtmessages.U32.pack(77))
+        odd.request("a rule", rtmessages.RTM_NEWRULE, NLM_F_CREATE, body)
 
-
-def awaited_neighbour(events: RtnetlinkEvents, address: str, state: int) -> Event | None:
-    while select.select([events.fileno()], [], [], 5)[0]:
-        for event in events.read():
-            neighbour = event.neighbour
-            if neighbour and neighbour.address == ip_address(address) and neighbour.state & state:
-                return event
-    return None
-
-
-@pytest.mark.parametrize("address", [ROUTER4, ROUTER6])
-def test_a_neighbour_is_resolved_when_asked_for(host, kernel, eth0, address):
-    with RtnetlinkEvents() as events:
-        kernel.neighbour_use(eth0, ip_address(address))
-        event = awaited_neighbour(events, address, NeighbourState.REACHABLE)
-
-    assert event is not None
-    assert event.neighbour is not None
-    assert (True, False, 6) == (event.neighbour.usable, event.neighbour.failed, len(event.neighbour.mac or b""))
-    assert event.neighbour.address in [one.address for one in kernel.neighbours(eth0)]
-
-
-def test_a_neighbour_that_is_not_there_fails(host, kernel, eth0):
-    host.sysctl("net/ipv4/neigh/eth0/retrans_time_ms", "20")
-    with RtnetlinkEvents() as events:
-        kernel.neighbour_use(eth0, ip_address("192.168.50.99"))
-        event = awaited_neighbour(events, "192.168.50.99", NeighbourState.FAILED)
-
-    assert event is not None
-    assert event.neighbour is not None
-    assert (False, True) == (event.neighbour.usable, event.neighbour.failed)
-
-
-def test_a_managed_neighbour_is_ours_until_it_is_forgotten(host, kernel, eth0):
-    kernel.neighbour_managed(eth0, ip_address(ROUTER4))
-
-    assert [ROUTE_PROTOCOL] == [one.protocol for one in kernel.neighbours(eth0) if one.address == ip_address(ROUTER4)]
-    assert "managed" in host.ip("neigh show dev eth0")
-    with RtnetlinkEvents() as events:
-        kernel.neighbour_forget(eth0, ip_address(ROUTER4))
-        kernel.neighbour_forget(eth0, ip_address(ROUTER4))
-        gone = [event.neighbour for event in events.read() if event.neighbour]
-    assert not any(one.usable for one in gone)
-    assert [] == [one for one in kernel.neighbours() if one.address == ip_address(ROUTER4)]
-
-
-# Events.
-
-
-def test_every_kind_of_change_is_heard(host):
-    with RtnetlinkEvents() as events:
-        heard = []
-        for command in (
-            "link set eth0 mtu 1400", "address add 10.1.1.1/32 dev eth0", "route add 10.2.0.0/16 dev eth0",
-            "rule add pref 5 table 5", "neigh add 192.168.50.7 lladdr 02:00:00:00:00:07 dev eth0",
-            "-6 address add 2001:db8:7::1/128 dev eth0 nodad", "-6 route add 2001:db8:8::/48 dev eth0",
-            "-6 rule add pref 5 table 5",
-        ):  # fmt: skip
-            events.read()
-            host.ip(command)
-            heard.append({event.change for event in events.read()})
-
-    wanted = [
-        Change.LINK,
-        Change.ADDRESS,
-        Change.ROUTE,
-        Change.RULE,
-        Change.NEIGHBOUR,
-        Change.ADDRESS,
-        Change.ROUTE,
-        Change.RULE,
-    ]
-    assert [] == [(change, what) for change, what in zip(wanted, heard, strict=True) if change not in what]
-
-
-def test_our_own_requests_are_not_heard(kernel, eth0):
-    with RtnetlinkEvents(ignore_port=kernel.port) as events:
-        kernel.replace_route(Route(ip_network("10.9.0.0/16"), TABLE, eth0, scope=SCOPE_LINK))
-        kernel.add_rule(RULES[0])
-        assert [] == events.read()
-
-
-def test_lost_events_are_told(host, kernel, eth0):
-    with RtnetlinkEvents() as events:
-        with socket.socket(fileno=os.dup(events.fileno())) as same:
-            same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        for number in range(50):
-            kernel.replace_route(Route(ip_network((0x0B000000 + (number << 8), 24)), TABLE, eth0, scope=SCOPE_LINK))
-
-        assert Event(Change.OVERRUN) in events.read()
-        assert [] == events.read()
-
-
-def test_the_sockets_are_not_inherited():
-    with own_namespace(), Rtnetlink(), RtnetlinkEvents() as events:
-        assert not os.get_inheritable(events.fileno())
-        assert not os.get_blocking(events.fileno())
-
-
-def test_a_kernel_without_ipv6_is_asked_for_ipv4_alone(host, kernel, monkeypatch):
-    monkeypatch.setattr(rtnetlink, "IPV6_SWITCH", Path("/proc/sys/net/ipv6/conf/none/disable_ipv6"))
-    now = kernel.snapshot()
-
-    assert (False, False) == (now.ipv6, now.ipv6_enabled)
-    assert {4} == {one.family for one in (*now.addresses, *now.routes, *now.rules)}
-    assert not [one for one in kernel.neighbours() if one.address.version == 6]
+    assert "xresolve 198.18.0.1" in host.ip("route show scope nowhere")
+    assert "77:" in host.ip("rule show priority 77")
+    after = rtnetlink.snapshot()
+    assert (before.routes, before.rules) == (after.routes, after.rules)
 
 
 # Bytes.

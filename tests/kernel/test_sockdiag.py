@@ -3,11 +3,11 @@
 import errno
 import socket
 import sys
-from contextlib import closing
+from contextlib import ExitStack
 
 import pytest
 
-from tests.apps import FAR4, FAR6, OWN4, OWN6, TUN, connecting, flow, inode, key, own_network, udp
+from tests.apps import FAR4, FAR6, OWN4, OWN6, TUN, connecting, flow, inode, key, udp
 from tunsplit.errors import KernelError
 from tunsplit.kernel import sockdiag
 from tunsplit.kernel.sockdiag import CLOSE, ESTABLISHED, LISTEN, SYN_SENT, SockDiag
@@ -19,14 +19,8 @@ V4, V6 = socket.AF_INET, socket.AF_INET6
 
 
 @pytest.fixture
-def tun():
-    with own_network() as descriptor:
-        yield descriptor
-
-
-@pytest.fixture
 def diag(tun):
-    with closing(SockDiag(socket.if_nametoindex(TUN))) as sockets:
+    with SockDiag(socket.if_nametoindex(TUN)) as sockets:
         yield sockets
 
 
@@ -129,6 +123,24 @@ def test_a_thousand_sockets_on_a_port_are_all_seen(diag):
     finally:
         for one in sockets:
             one.close()
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 300])
+def test_one_walk_finds_the_senders_of_many_flows(diag, count):
+    """The same as one walk for each; some ports have nobody, one has two sockets, and some flows are IPv6."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(udp("", 0)) for _ in range(count)]
+        ports = [one.getsockname()[1] for one in sockets]
+        stack.enter_context(udp("::", 5353, options=(socket.SO_REUSEADDR,), family=V6))
+        stack.enter_context(udp("", 5353, options=(socket.SO_REUSEADDR,)))
+        flows = [key(V4, OWN4, port, FAR4, 80) for port in (*ports, 5353, 1, 65535)]
+        flows.append(key(V6, OWN6, 5353, "2001:db8::1", 80))
+
+        found = diag.find_all_of(flows)
+
+        assert {one: diag.find_all(one) for one in flows} == found
+        assert [[inode(one)] for one in sockets] == [[sender.inode for sender in found[one]] for one in flows[:count]]
+        assert [2, 0, 0, 1] == [len(found[one]) for one in flows[count:]]
 
 
 # The end of a socket
@@ -282,7 +294,7 @@ def test_what_the_kernel_refuses_is_an_error(diag, monkeypatch):
 
 def test_a_dump_that_was_given_up_does_not_answer_the_next_request(diag):
     with udp("", 5353) as sock:
-        everybody = diag._dump(V4, UDP, (5353).to_bytes(2), sockdiag.ALL_STATES)  # noqa: SLF001 -- what find_all reads to its end
+        everybody = diag._dump(V4, UDP, [(5353).to_bytes(2)], sockdiag.ALL_STATES)  # noqa: SLF001 -- what find_all reads to its end
         next(everybody)
         assert inode(sock) == diag.find(UDP, flow(sock)).inode
         assert diag.statistics()["stale"] > 0

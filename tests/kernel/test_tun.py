@@ -112,3 +112,31 @@ def test_it_goes_when_it_is_closed(host):
     with Tun(NAME):
         assert NAME in run("ip", "link")
     assert NAME not in run("ip", "link")
+
+
+def test_one_that_was_removed_is_made_anew(host):
+    with Tun(NAME) as tun:
+        first, descriptor = tun.index, tun.fileno()
+        host.ip(f"link delete {NAME}")
+        with pytest.raises(OSError, match=os.strerror(errno.EBADFD)):
+            tun.read_into(bytearray(2000))
+        tun.renew()
+
+        assert tun.index != first
+        assert (host.link(NAME).index, 1, None) == (tun.index, tun.renewals, tun.read_into(bytearray(2000)))
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            os.fstat(descriptor)
+
+
+def test_one_whose_name_is_taken_cannot_be_and_stays_as_it_is(host):
+    with Tun(NAME) as tun:
+        descriptor = tun.fileno()
+        host.ip(f"link delete {NAME}")
+        host.ip(f"link add {NAME} type bridge")
+        with pytest.raises(KernelError, match=f"an interface called {NAME} exists already"):
+            tun.renew()
+
+        assert (descriptor, 0) == (tun.fileno(), tun.renewals)
+        with pytest.raises(OSError, match=os.strerror(errno.EBADFD)):
+            tun.read_into(bytearray(2000))
+        host.ip(f"link delete {NAME}")

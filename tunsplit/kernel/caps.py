@@ -6,11 +6,22 @@ Some facts about capabilities(7):
   container's root lacks most of them).
 - Looking into another user's process is ptrace_may_access() (kernel/ptrace.c), so it takes CAP_SYS_PTRACE, whatever
   the modes of the files under /proc/PID say.
+- The sets are a thread's; a new thread has its maker's. With PR_SET_NO_NEW_PRIVS a program that uid 0 executes gets no
+  more than its caller had (security/commoncap.c, cap_bprm_creds_from_file).
 """
 
+import ctypes
+import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tunsplit.errors import KernelError
+
+# include/uapi/linux/capability.h, prctl.h
+CAPABILITY_VERSION_3 = 0x20080522
+PR_SET_NO_NEW_PRIVS = 38
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,7 @@ NEEDED = (
     Capability("CAP_SYS_PTRACE", 19, "sees which process of another user holds a socket, and its executable"),
     Capability("CAP_DAC_READ_SEARCH", 2, "reaches executables in directories that are closed to others"),
     Capability("CAP_SYS_ADMIN", 21, "enters the initial network namespace, to hear of new processes", required=False),
+    Capability("CAP_NET_BIND_SERVICE", 10, "answers on port 53, where dns.listen says so", required=False),
 )
 
 
@@ -44,9 +56,32 @@ def effective(status: str | None = None) -> frozenset[Capability]:
     Args:
         status: the text of a /proc/PID/status; this process's own if not given.
     """
-    text = Path("/proc/self/status").read_text() if status is None else status
-    (mask,) = (int(line.split()[1], 16) for line in text.splitlines() if line.startswith("CapEff:"))
+    mask = _mask("CapEff", Path("/proc/self/status").read_text() if status is None else status)
     return frozenset(capability for capability in NEEDED if mask >> capability.bit & 1)
+
+
+def _mask(name: str, status: str) -> int:
+    (mask,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith(f"{name}:"))
+    return mask
+
+
+def keep_only(capabilities: Iterable[Capability]) -> None:
+    """Give up all other capabilities for good, and so for every program that is started from now on.
+
+    It is this thread that does, and those that it makes: call it before there are others.
+
+    Raises:
+        KernelError: the kernel refuses.
+    """
+    status = Path("/proc/thread-self/status").read_text()
+    kept = sum(1 << capability.bit for capability in capabilities)
+    permitted, inheritable = (_mask(name, status) & kept for name in ("CapPrm", "CapInh"))
+    # Each set is two words: all low ones first.
+    sets = [(one >> shift) & 0xFFFFFFFF for shift in (0, 32) for one in (permitted, permitted, inheritable)]
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.capset(header, struct.pack("=6I", *sets)):
+        raise KernelError(f"capabilities cannot be given up: {os.strerror(ctypes.get_errno())}")
 
 
 def missing() -> list[Capability]:

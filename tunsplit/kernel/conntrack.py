@@ -12,9 +12,9 @@ import socket
 from typing import NamedTuple
 
 from tunsplit.errors import KernelError, PermissionMissing
-from tunsplit.kernel.netlink import NetlinkSocket, Refused, attribute, attributes, nested
+from tunsplit.kernel.closing import Closing
+from tunsplit.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket, Refused, attribute, attributes, nested
 
-NETLINK_NETFILTER = 12
 IPCTNL_MSG_CT_GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK
 NFGENMSG_SIZE = 4
 
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     reply: Tuple
 
 
-class Conntrack:
+class Conntrack(Closing):
     """Exact look-ups in the network namespace that it was made in.
 
     Raises:
@@ -84,7 +84,7 @@ class Conntrack:
 
     def has_entry(self, protocol: int, source: bytes, destination: bytes, sport: int, dport: int) -> bool:
         """Whether a packet of these would belong to a flow that the kernel knows, in either direction."""
-        return self.find(protocol, source, destination, sport, dport) is not None
+        return self._look_up(protocol, source, destination, sport, dport) is not None
 
     def find(self, protocol: int, source: bytes, destination: bytes, sport: int, dport: int) -> Entry | None:
         """The tracked TCP or UDP flow that such a packet belongs to.
@@ -99,18 +99,22 @@ class Conntrack:
         Raises:
             KernelError: ctnetlink cannot answer.
         """
+        answer = self._look_up(protocol, source, destination, sport, dport)
+        if answer is None:
+            return None
+        src, dst, _ = _LAYOUTS[len(source)]
+        found = attributes(answer, NFGENMSG_SIZE)
+        return Entry(_parse_tuple(found[CTA_TUPLE_ORIG], src, dst), _parse_tuple(found[CTA_TUPLE_REPLY], src, dst))
+
+    def _look_up(self, protocol: int, source: bytes, destination: bytes, sport: int, dport: int) -> bytes | None:
         if self._socket is None:
             return None
-        src, dst, (first, second, third, fourth, fifth, last) = _LAYOUTS[len(source)]
+        _, _, (first, second, third, fourth, fifth, last) = _LAYOUTS[len(source)]
         body = b"".join((
             first, source, second, destination, third, bytes((protocol,)),
             fourth, sport.to_bytes(2), fifth, dport.to_bytes(2), last,
         ))  # fmt: skip
-        answer = self._socket.look_up("conntrack", IPCTNL_MSG_CT_GET, body)
-        if answer is None:
-            return None
-        found = attributes(answer, NFGENMSG_SIZE)
-        return Entry(_parse_tuple(found[CTA_TUPLE_ORIG], src, dst), _parse_tuple(found[CTA_TUPLE_REPLY], src, dst))
+        return self._socket.look_up("conntrack", IPCTNL_MSG_CT_GET, body)
 
 
 def _parse_tuple(data: bytes, src: int, dst: int) -> Tuple:

@@ -10,6 +10,7 @@ Some facts that shape the probes:
 """
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -18,13 +19,14 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunsplit.errors import KernelError, PermissionMissing, TunsplitError
 from tunsplit.host import Rule
 from tunsplit.kernel import netlink, packet, rtnetlink, sockdiag, tun
+from tunsplit.kernel.nftguard import TABLE, Guard
+from tunsplit.kernel.probewords import EGRESS, RULESET
 from tunsplit.names import PRIORITY_TRANSPORT, ROUTE_PROTOCOL, TABLE_UPLINK
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
@@ -33,54 +35,6 @@ TIMEOUT_S = 20  # for all probes together; modules may have to be loaded
 NETLINK_CONNECTOR, NLMSG_DONE = 11, 3  # linux/netlink.h
 SOCK_DESTROY = 21  # linux/sock_diag.h
 CN_IDX_PROC, CN_VAL_PROC, PROC_CN_MCAST_LISTEN, PROC_EVENT_NONE = 1, 1, 1, 0  # linux/connector.h, linux/cn_proc.h
-
-# Each kind of expression that our own table is made of.
-RULESET = """
-table inet probe {
-    counter drops { }
-    set ports { type inet_service; elements = { 50000 }; }
-    set identifiers { typeof icmp id; }
-    chain arrive {
-        type filter hook prerouting priority -310; policy accept;
-        iifname "a" meta mark 0 meta mark set 0x1
-    }
-    chain replies {
-        type filter hook prerouting priority -199; policy accept;
-        iifname "a" ct state != { established, related } udp dport @ports counter name drops drop
-        iifname "a" icmp type echo-reply icmp id @identifiers drop
-    }
-    chain may_leave {
-        ip hdrlength > 5 return
-        exthdr rt exists return
-        oifname "a" meta skuid != { 0 } return
-        oifname "a" meta l4proto { tcp, udp } th dport { 53, 853 } fib saddr . oif type local accept
-    }
-    chain steer {
-        type route hook output priority mangle; policy accept;
-        jump may_leave
-        meta mark set 0x1
-    }
-    chain outgoing {
-        type filter hook output priority filter; policy accept;
-        meta l4proto tcp reject with tcp reset
-        reject
-    }
-    chain incoming {
-        type filter hook input priority filter; policy drop;
-        icmpv6 type nd-neighbor-solicit ip6 hoplimit 255 accept
-    }
-    chain forwarded {
-        type filter hook forward priority filter; policy drop;
-        iifname "a" oifname "a" accept
-    }
-}
-table arp probe {
-    chain arrive {
-        type filter hook input priority -310; policy accept;
-        iifname != { "a" } arp daddr ip { 192.0.2.1 } drop
-    }
-}
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +208,7 @@ LOOPBACK, DISCARD = socket.inet_aton("127.0.0.1"), 9
 
 
 def _must_be_found(protocol: int, port: int) -> None:
-    with closing(sockdiag.SockDiag()) as diag:
+    with sockdiag.SockDiag() as diag:
         if not diag.find(protocol, LOOPBACK * 2 + struct.pack("!HH", port, DISCARD)):
             raise KernelError("it does not find a socket that is there")
 
@@ -296,9 +250,18 @@ def _ipv6() -> None:
 
 
 def _nftables() -> None:
+    _load(RULESET)
+
+
+def _egress() -> None:
+    with tun.Tun("probe"):
+        _load(EGRESS)
+
+
+def _load(words: str) -> None:
     try:
         loaded = subprocess.run(
-            ["nft", "-f", "-"], input=RULESET, capture_output=True, text=True, timeout=TIMEOUT_S / 2, check=False
+            ["nft", "-f", "-"], input=words, capture_output=True, text=True, timeout=TIMEOUT_S / 2, check=False
         )
     except FileNotFoundError:
         raise KernelError("the program nft is missing") from None
@@ -306,6 +269,19 @@ def _nftables() -> None:
         raise KernelError(loaded.stderr.splitlines()[0] if loaded.stderr else f"nft ended with {loaded.returncode}")
 
 
+def _guard() -> None:
+    with Guard() as guard:
+        guard.apply(PROBE_CHAIN)
+
+
+def _guard_persists() -> None:
+    with Guard() as guard:
+        guard.apply(PROBE_CHAIN)
+        if not guard.persists:
+            raise KernelError(os.strerror(errno.EOPNOTSUPP))
+
+
+PROBE_CHAIN = f"add chain {TABLE} probe\n"
 CHECKSUMS, TCP4, TCP6 = tun.TUN_F_CSUM, tun.TUN_F_TSO4, tun.TUN_F_TSO6
 UDP_BOTH = tun.TUN_F_USO4 | tun.TUN_F_USO6
 
@@ -346,4 +322,18 @@ PROBES = (
     ),
     Probe("IPv6", False, "IPv4 only", _ipv6),
     Probe("nftables with fib, ct, sets and reject", True, "install the package nftables; load nf_tables", _nftables),
+    Probe(
+        "egress hook of nftables",
+        False,
+        "what other programs send by packet sockets (nmap, scapy) leaves beside the firewall; Linux 5.16 or later",
+        _egress,
+    ),
+    Probe("tables with an owner", True, "Linux 5.12 or later; libnftables, of the package nftables", _guard),
+    Probe(
+        "tables that outlive their owner",
+        False,
+        "killed right after somebody has flushed nftables, tunsplit leaves a way to sockets that name a device; "
+        "Linux 6.9 or later",
+        _guard_persists,
+    ),
 )

@@ -5,28 +5,30 @@ that lead somewhere; rules, the one that closes the way first of all. Taken away
 packet is either steered or refused. A change touches only what differs from the plan, whoever made it differ.
 
 Nothing is written to disk. What is ours is known by its names and numbers (tunsplit/names.py), and the values of
-sysctls before our change stand as comments in the nft table: all of it goes with the network namespace.
+sysctls before our change stand as comments in the nft tables: all of it goes with the network namespace.
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 
 from tunsplit.errors import KernelError
-from tunsplit.host import FAMILIES, HostPlan, Route, RouteType, Rule, Snapshot
-from tunsplit.kernel import nft, sysctl
+from tunsplit.host import FAMILIES, HostPlan, Route, RouteType, Rule, Snapshot, Sysctl, TunFacts
+from tunsplit.kernel import nft, nftguard, sysctl, sysctlrecords
+from tunsplit.kernel.drift import Drift
+from tunsplit.kernel.nft import Nftables
+from tunsplit.kernel.nftegress import Egress
+from tunsplit.kernel.nftguard import Guard
+from tunsplit.kernel.nfttables import LivePortsBySet, NftTables
 from tunsplit.kernel.rtnetlink import Rtnetlink
 from tunsplit.kernel.sockdestroy import end_sockets
 from tunsplit.names import PRIORITY_MARKED, PRIORITY_UNREACHABLE, ROUTE_PROTOCOL, TABLES
 
-COMMENT_SIZE = 120  # nft takes 128
-SETTLED = re.compile(r"sysctl (\S+) (\S*) (\S*)")  # path, value before, our value
-ADDED = re.compile(r"ports (\S+) (\S+)")  # path, ranges that we added
 TUN = re.compile(r"tun (\S+)((?: \S+)*)")  # name, addresses
-
-LivePortsBySet = Mapping[str, Iterable[int]]
+MOST_GENERATIONS = 8  # more changes than come before their events are read
 
 
 class Failures:
@@ -55,45 +57,82 @@ class HostConfig:
     Args:
         live_ports: the ports that NAT holds now, by set; a table that has to be made anew starts with them, so that
             the kernel answers none of their packets in between.
+        guard: keeps the way closed while somebody has taken our tables away; None: nobody does. It is let go of by who
+            has made it.
+        nftables: sockets that stay open; None: there are some for each change alone.
 
     Attributes:
         stays_closed: whether `release` leaves the way closed.
+        on_restored: told what others had changed, as (kind, words), once it is as it was.
+        on_egress: told why the netdev table does not stand; None: it does.
+        generations: the numbers of nftables' rulesets that our last changes made, as far as they are known.
+        passing_rules: those of our rules that come and go with flows, beside any plan.
     """
 
-    def __init__(self, rtnetlink: Rtnetlink, *, live_ports: Callable[[], LivePortsBySet] = dict) -> None:
+    def __init__(
+        self,
+        rtnetlink: Rtnetlink,
+        *,
+        live_ports: Callable[[], LivePortsBySet] = dict,
+        guard: Guard | None = None,
+        nftables: Nftables | None = None,
+    ) -> None:
         self._rtnetlink = rtnetlink
-        self._live_ports = live_ports
-        self._bodies: dict[str, str] | None = None  # of the tables, as last applied by us
-        self._listings: list[str | None] = []  # as the kernel showed them then
+        self._guard = guard
+        self._tables = NftTables(live_ports, nftables)
+        self._egress = Egress(nftables)
         self._records: dict[str, str] | None = None  # path → comment
+        self._plan: HostPlan | None = None  # the last one that was put in force whole
         self.stays_closed = False
+        self.on_restored: Callable[[list[tuple[str, str]]], None] = lambda _: None
+        self.on_egress: Callable[[str | None], None] = lambda _: None
+        self.generations: deque[int] = deque(maxlen=MOST_GENERATIONS)
+        self.passing_rules: Callable[[], Collection[Rule]] = frozenset
 
-    def apply(self, plan: HostPlan) -> bool:
+    def apply(self, plan: HostPlan, now: Snapshot | None = None) -> bool:
         """Put the plan in force; return whether anything had to be changed.
 
-        Over the leftovers of a killed daemon, over our own former plan, or over what others changed meanwhile.
+        Over the leftovers of a killed daemon, over our own former plan, or over what others changed meanwhile. `now` is
+        what the host looks like, as of a moment ago: whoever changes it meanwhile causes an event.
 
         Raises:
             KernelError: the ruleset was refused, and nothing else was touched; or some steps failed, and all others
                 are done. Either way nothing leads where it must not.
         """
+        failures, drift = Failures(), Drift(self._plan)
+        now = self._rtnetlink.snapshot() if now is None else now
         if self._records is None:
-            self._records = dict(_records(nft.listing() or ""))
-        failures = Failures()
+            standing = _listing()
+            self._records = sysctlrecords.parse(standing)
+            # A killed daemon's flows went with it: whoever only waits for an answer would never be told.
+            with failures.gathered():
+                _end_sockets(nft.comments(standing))
+        self._plan = None
         changed = self._forget_sysctls(plan, self._records, failures)
         wanted = list(_unsettled(plan, self._records))
-        changed |= self._apply_ruleset(plan, self._records)
+        drift.note_sysctls(wanted)
+        changed |= self._apply_ruleset(_recorded(plan, self._records), drift)
         for path, value in wanted:
             with failures.gathered():
                 sysctl.write(path, value)
         changed |= bool(wanted)
-        with failures.gathered():
-            changed |= self._apply_tun(plan)
-        now = self._rtnetlink.snapshot()
-        changed |= self._apply_routes(plan, now, failures)
-        changed |= self._apply_rules(plan, now, failures)
+        for one in plan.tuns:
+            with failures.gathered():
+                changed |= self._apply_tun(one, plan.tun_mtu, now)
+        changed |= self._apply_routes(plan, now, failures, drift)
+        changed |= self._apply_rules(plan, now, failures, drift)
+        for one in plan.tuns:
+            with failures.gathered():
+                changed |= self._forget_addresses(one, now)
         failures.raise_any()
+        self._plan = plan
+        if drift.found:
+            self.on_restored(drift.found)
         return changed
+
+    def is_settled(self) -> bool:
+        """Whether every sysctl is as the plan in force wants it."""
+        return self._plan is None or not any(True for _ in _unsettled(self._plan, {}))
 
     def release(self) -> None:
         """Take everything away, in reverse. The tun is left without addresses, and down.
@@ -107,10 +146,11 @@ class HostConfig:
         failures = Failures()
         if self.stays_closed:
             with failures.gathered():
-                _end_sockets(nft.comments(nft.listing() or ""))
+                _end_sockets(nft.comments(_listing()))
         else:
-            _remove(self._rtnetlink, failures, delete_tun=False)
-        self._bodies = self._records = None
+            _remove(self._rtnetlink, failures, delete_tun=False, guard=self._guard)
+        self.distrust_tables()
+        self._records = self._plan = None
         failures.raise_any()
 
     def _forget_sysctls(self, plan: HostPlan, records: dict[str, str], failures: Failures) -> bool:
@@ -119,48 +159,60 @@ class HostConfig:
         past = [key for key in records if key.split("+")[0] not in planned]
         for key in past:
             with failures.gathered():
-                _restore(records[key])
+                sysctlrecords.restore(records[key])
             del records[key]
         return bool(past)
 
-    def _apply_ruleset(self, plan: HostPlan, records: Mapping[str, str]) -> bool:
-        bodies = _bodies(plan, records)
-        standing = _listings()
-        if bodies == self._bodies and standing == self._listings:
-            return False
-        # The first one of this process takes nothing over from a dead one: its live ports died with it.
-        anew = self._bodies is None or None in standing
-        nft.apply(bodies, anew=anew, elements=self._live_ports() if anew else {})
-        self._bodies, self._listings = bodies, _listings()
-        return True
+    def _apply_ruleset(self, plan: HostPlan, drift: Drift) -> bool:
+        changed = self._tables.apply(dict(plan.rulesets), plan.sets)
+        if self._guard is not None:
+            changed |= self._guard.apply(plan.guard)
+        changed |= self._egress.apply(plan.egress)
+        self.on_egress(self._egress.complaint)
+        made = self._tables.generation, self._egress.generation
+        self.generations.extend(one for one in made if one is not None and one not in self.generations)
+        if self._tables.touched:
+            drift.note_tables()
+        return changed
 
-    def _apply_tun(self, plan: HostPlan) -> bool:
+    def distrust_tables(self) -> None:
+        """Put our nft tables anew the next time, whatever they look like: somebody has touched them."""
+        self._tables.distrust()
+        self._egress.distrust()
+
+    def _apply_tun(self, wanted: TunFacts, mtu: int, now: Snapshot) -> bool:
         """MTU, then addresses, then up: the kernel takes IPv6 away when an MTU passes through less than 1280."""
-        if not plan.tun.exists:
+        if not wanted.link.exists:
             return False
-        index, changed = plan.tun.index, False
-        now = self._rtnetlink.snapshot()
+        index, changed = wanted.link.index, False
         link = now.link_at(index)
         if link is None:
-            raise KernelError(f"device {plan.tun.name} is gone")
-        if link.mtu != plan.tun_mtu:
-            self._rtnetlink.link_set(index, mtu=plan.tun_mtu)
+            raise KernelError(f"device {wanted.link.name} is gone")
+        if link.mtu != mtu:
+            self._rtnetlink.link_set(index, mtu=mtu)
             changed = True
         standing = [address.interface for address in now.addresses_of(link)]
-        for interface in plan.tun_addresses:
+        for interface in wanted.addresses:
             if interface not in standing:
                 self._rtnetlink.add_address(index, interface)
-                changed = True
-        for interface in standing:
-            if interface not in plan.tun_addresses and not interface.is_link_local:
-                self._rtnetlink.delete_address(index, interface)
                 changed = True
         if not link.up:
             self._rtnetlink.link_set(index, up=True)
             changed = True
         return changed
 
-    def _apply_routes(self, plan: HostPlan, now: Snapshot, failures: Failures) -> bool:
+    def _forget_addresses(self, wanted: TunFacts, now: Snapshot) -> bool:
+        """After the routes: what still came into the tun without them could not be answered."""
+        surplus = [
+            address.interface
+            for address in now.addresses_of(wanted.link)
+            if address.interface not in wanted.addresses and not address.interface.is_link_local
+        ]
+        for interface in surplus:
+            self._rtnetlink.delete_address(wanted.link.index, interface)
+        return bool(surplus)
+
+    def _apply_routes(self, plan: HostPlan, now: Snapshot, failures: Failures, drift: Drift) -> bool:
         standing = {route for route in now.routes if route.table in TABLES}
         missing = [route for route in plan.routes if route not in standing]
         for route in sorted(missing, key=lambda route: route.type == RouteType.UNICAST):
@@ -175,36 +227,38 @@ class HostConfig:
             if (route.table, route.destination, route.metric) not in replaced
         ]
         _delete_routes(self._rtnetlink, surplus, failures)
+        drift.note_routes(missing, surplus)
         return bool(missing or surplus)
 
-    def _apply_rules(self, plan: HostPlan, now: Snapshot, failures: Failures) -> bool:
-        standing = [rule for rule in now.rules if is_ours(rule)]
+    def _apply_rules(self, plan: HostPlan, now: Snapshot, failures: Failures, drift: Drift) -> bool:
+        passing = self.passing_rules()
+        standing = {rule for rule in now.rules if is_ours(rule) and rule not in passing}
         missing = [rule for rule in plan.rules if rule not in standing]
         # The way is closed first, then opened from the top.
         for rule in sorted(missing, key=lambda rule: (rule.priority != PRIORITY_UNREACHABLE, rule.priority)):
             with failures.gathered():
                 self._rtnetlink.add_rule(rule)
-        surplus = [rule for rule in standing if rule not in plan.rules]
+        surplus = standing.difference(plan.rules)
         _delete_rules(self._rtnetlink, surplus, failures)
+        drift.note_rules(missing, surplus)
         return bool(missing or surplus)
 
 
-def preview(plan: HostPlan) -> tuple[dict[str, str], list[tuple[str, str | None, str]]]:
+def preview(plan: HostPlan) -> tuple[HostPlan, list[tuple[str, str | None, str]]]:
     """What applying the plan would put into nftables and write to sysctls; nothing is changed.
 
     Returns:
-        The tables' bodies by family; and of each sysctl its path, its value now (None: its device is to come), and its
-        value then.
+        The plan, with all that its tables are to hold; and of each sysctl its path, its value now (None: its
+        device is to come), and its value then.
     """
-    records = dict(_records(nft.listing() or ""))
+    records = sysctlrecords.parse(_listing())
     written: list[tuple[str, str | None, str]] = [
         (path, sysctl.read(path), value) for path, value in _unsettled(plan, records)
     ]
-    own = f"/conf/{plan.tun.name}/"
     written += [
-        (one.path, None, one.value) for one in plan.sysctls if own in one.path and sysctl.read(one.path) is None
+        (one.path, None, one.value) for one in plan.sysctls if _is_own(plan, one) and sysctl.read(one.path) is None
     ]
-    return _bodies(plan, records), written
+    return _recorded(plan, records), written
 
 
 def undo() -> list[str]:
@@ -217,17 +271,17 @@ def undo() -> list[str]:
     """
     failures = Failures()
     with Rtnetlink() as rtnetlink:
-        removed = _remove(rtnetlink, failures, delete_tun=True)
+        removed = _remove(rtnetlink, failures, delete_tun=True, guard=None)
     failures.raise_any()
     return removed
 
 
-def _remove(rtnetlink: Rtnetlink, failures: Failures, *, delete_tun: bool) -> list[str]:
-    """The tun's sockets, rules, routes, neighbours, the tun, sysctls, and the firewall last."""
+def _remove(rtnetlink: Rtnetlink, failures: Failures, *, delete_tun: bool, guard: Guard | None) -> list[str]:
+    """The tun's sockets, rules, routes, neighbours, the tun, sysctls, and the firewall last, the guard after it."""
     removed: list[str] = []
     records: list[str] = []
     with failures.gathered():
-        records = nft.comments(nft.listing() or "")
+        records = nft.comments(_listing())
     now = rtnetlink.snapshot()
     with failures.gathered():
         removed += _end_sockets(records)
@@ -248,9 +302,12 @@ def _remove(rtnetlink: Rtnetlink, failures: Failures, *, delete_tun: bool) -> li
                 removed += _remove_tun(rtnetlink, now, match[1], delete=delete_tun)
         else:
             with failures.gathered():
-                removed += _restore(comment)
+                removed += sysctlrecords.restore(comment)
     with failures.gathered():
         removed += [f"nft table {table}" for table in nft.delete()]
+    with failures.gathered():
+        if guard.apply("") if guard else nftguard.delete():
+            removed.append(f"nft table {nftguard.TABLE}")
     return removed
 
 
@@ -279,10 +336,6 @@ def _remove_tun(rtnetlink: Rtnetlink, now: Snapshot, name: str, *, delete: bool)
     return []
 
 
-def _listings() -> list[str | None]:
-    return [nft.listing(family) for family in nft.FAMILIES]
-
-
 def is_ours(rule: Rule) -> bool:
     """Whether a rule is one of our block."""
     return rule.protocol == ROUTE_PROTOCOL and PRIORITY_MARKED <= rule.priority <= PRIORITY_UNREACHABLE
@@ -309,61 +362,33 @@ def _unsettled(plan: HostPlan, records: dict[str, str]) -> Iterator[tuple[str, s
         if now is None or now == one.value or now in one.good:
             continue
         if not one.is_list:
-            # The tun's own end with it.
-            if f"/conf/{plan.tun.name}/" not in one.path:
+            if not _is_own(plan, one):
                 records.setdefault(one.path, f"sysctl {one.path} {now} {one.value}")
             yield one.path, one.value
             continue
         standing, ours = sysctl.parse_ranges(now), sysctl.parse_ranges(one.value)
         if added := sysctl.without(ours, standing):
-            for number, piece in enumerate(_pieces(one.path, added), len(records)):
-                records[f"{one.path}+{number}"] = piece
+            sysctlrecords.add_ranges(records, one.path, added)
             yield one.path, sysctl.format_ranges(sysctl.merged([*standing, *ours]))
 
 
-def _pieces(path: str, ranges: sysctl.Ranges) -> Iterator[str]:
-    """Comments of a length that nft takes; each stands for itself."""
-    piece: sysctl.Ranges = []
-    for one in ranges:
-        if piece and len(f"ports {path} {sysctl.format_ranges([*piece, one])}") > COMMENT_SIZE:
-            yield f"ports {path} {sysctl.format_ranges(piece)}"
-            piece = []
-        piece.append(one)
-    yield f"ports {path} {sysctl.format_ranges(piece)}"
+def _is_own(plan: HostPlan, one: Sysctl) -> bool:
+    """Whether it is a setting of a tun, which ends with the tun."""
+    return any(f"/conf/{tun.link.name}/" in one.path for tun in plan.tuns)
 
 
-def _restore(comment: str) -> list[str]:
-    """Put a value back to what it was before us, unless someone else has changed it since; say what was done."""
-    if match := SETTLED.fullmatch(comment):
-        path, before, ours = match.groups()
-        if sysctl.read(path) == ours:
-            sysctl.write(path, before)
-            return [f"sysctl {path} = {ours}"]
-    elif match := ADDED.fullmatch(comment):
-        path, added = match.groups()
-        standing = sysctl.parse_ranges(sysctl.read(path) or "")
-        left = sysctl.without(standing, sysctl.parse_ranges(added))
-        if left != standing:
-            sysctl.write(path, sysctl.format_ranges(left))
-            return [f"sysctl {path} = {added}"]
-    return []
+def _listing() -> str:
+    """What has the records: our table, or where somebody has taken that away, the guard."""
+    return nft.listing() or nftguard.listing()
 
 
-def _records(listed: str) -> Iterator[tuple[str, str]]:
-    """The records in a table, each under its path; those of a list under path+number."""
-    for number, comment in enumerate(nft.comments(listed)):
-        if match := SETTLED.fullmatch(comment):
-            yield match[1], comment
-        elif match := ADDED.fullmatch(comment):
-            yield f"{match[1]}+{number}", comment
-
-
-def _bodies(plan: HostPlan, records: Mapping[str, str]) -> dict[str, str]:
-    return {**plan.rulesets, "inet": plan.rulesets["inet"] + _recorded_chain(plan, records)}
-
-
-def _recorded_chain(plan: HostPlan, records: Mapping[str, str]) -> str:
-    """A chain that no packet enters, for what `undo` has to know."""
-    tun = " ".join([plan.tun.name, *(str(address.ip) for address in plan.tun_addresses)])
-    comments = [f"tun {tun}", *records.values()]
-    return "chain recorded {\n" + "".join(f'\treturn comment "{comment}"\n' for comment in comments) + "}\n"
+def _recorded(plan: HostPlan, records: Mapping[str, str]) -> HostPlan:
+    """The plan with what `undo` has to know, in chains that no packet enters."""
+    tuns = (" ".join([one.link.name, *(str(address.ip) for address in one.addresses)]) for one in plan.tuns)
+    rules = [f'return comment "{comment}"' for comment in (*(f"tun {tun}" for tun in tuns), *records.values())]
+    chain = "chain recorded {\n" + "".join(f"\t{rule}\n" for rule in rules) + "}\n"
+    return replace(
+        plan,
+        rulesets={**plan.rulesets, "inet": plan.rulesets["inet"] + chain},
+        guard=plan.guard and plan.guard + nftguard.chain("recorded", rules),
+    )

@@ -18,9 +18,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Self
 
 from tunsplit.errors import KernelError
+from tunsplit.kernel.closing import Closing
 
 # include/uapi/linux/netlink.h
 NLM_F_REQUEST, NLM_F_ACK = 0x1, 0x4
@@ -33,6 +33,7 @@ NLMSGERR_ATTR_MSG = 1
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 SOL_NETLINK = 270
+NETLINK_NETFILTER = 12
 NETLINK_ADD_MEMBERSHIP, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 1, 11, 12
 
 HEADER = struct.Struct("=IHHII")  # length · type · flags · sequence · port
@@ -105,15 +106,19 @@ def error_of(flags: int, body: bytes) -> tuple[int, str]:
     return -number, words
 
 
-class NetlinkSocket:
-    """A netlink socket of the calling thread's network namespace, for requests that the kernel answers at once."""
+class NetlinkSocket(Closing):
+    """A netlink socket of the calling thread's network namespace, for requests that the kernel answers at once.
 
-    def __init__(self, protocol: int, *, strict: bool = False) -> None:
+    With `bound` it is that one.
+    """
+
+    def __init__(self, protocol: int, *, strict: bool = False, bound: socket.socket | None = None) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+            self._socket = bound or socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:
             raise KernelError(f"socket(AF_NETLINK, {protocol}): {error.strerror}") from error
-        self._socket.bind((0, 0))
+        if bound is None:
+            self._socket.bind((0, 0))
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         if strict:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
@@ -125,12 +130,6 @@ class NetlinkSocket:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def request(self, what: str, kind: int, flags: int, body: bytes) -> None:
         """Ask for a change, and wait for the kernel's yes.
@@ -160,16 +159,15 @@ class NetlinkSocket:
         sequence = self.next_sequence()
         self._send(what, HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, sequence, 0) + body)
         while True:
-            answer = self._receive(what)
-            size, answered, flags, number, _ = HEADER.unpack_from(answer)
+            self._receive_into(what)
+            size, answered, flags, number, _ = HEADER.unpack_from(self._buffer)
             if number != sequence:
                 continue  # of a question that was given up
             if answered != NLMSG_ERROR:
-                return answer[16:size]
-            code, words = error_of(flags, answer[16:size])
-            if code == errno.ENOENT:
+                return bytes(self._buffer[16:size])
+            if ERROR.unpack_from(self._buffer, 16)[0] == -errno.ENOENT:
                 return None
-            raise Refused(what, code, words)
+            raise Refused(what, *error_of(flags, bytes(self._buffer[16:size])))
 
     def dump(self, what: str, kind: int, body: bytes) -> list[tuple[int, bytes]]:
         """Ask for all objects that fit; return (type, body) of each.
@@ -222,16 +220,18 @@ class NetlinkSocket:
 
     def _send(self, what: str, datagram: bytes) -> None:
         try:
-            self._socket.sendto(datagram, (0, 0))
+            self._socket.send(datagram)  # to whom it is not connected: the kernel
         except OSError as error:
             raise Refused(what, error.errno or errno.EIO) from error
 
     def _receive(self, what: str) -> bytes:
+        return bytes(self._buffer[: self._receive_into(what)])
+
+    def _receive_into(self, what: str) -> int:
         try:
-            size = self._socket.recv_into(self._buffer)  # recv() would ask for fresh memory of this size each time
+            return self._socket.recv_into(self._buffer)  # recv() would ask for fresh memory of this size each time
         except OSError as error:
             raise Refused(what, error.errno or errno.EIO) from error
-        return bytes(self._buffer[:size])
 
 
 def _done(content: bytes) -> tuple[int, str]:

@@ -13,12 +13,14 @@ Some facts about AF_PACKET:
 - There is no backpressure to the flow that we carry: EAGAIN and ENOBUFS are a dropped packet.
 """
 
+import io
 import socket
 import struct
 from dataclasses import dataclass
-from types import TracebackType
 
 from tunsplit.errors import KernelError, PermissionMissing
+from tunsplit.kernel.closing import Closing
+from tunsplit.names import FRAME_PRIORITY
 from tunsplit.wire.ip import DESTINATION_OPTIONS, FRAGMENT_HEADER, HOP_BY_HOP, ICMP, ICMPV6, ROUTING, TCP, UDP
 
 # include/uapi/linux/if_packet.h, asm-generic/socket.h
@@ -131,7 +133,7 @@ class PacketStatistics:
     drops: int = 0
 
 
-class PacketSocket:
+class PacketSocket(Closing):
     """A packet socket on one device, with virtio-net headers and the filter for what may be ours."""
 
     def __init__(
@@ -158,12 +160,18 @@ class PacketSocket:
             self._attach(program)
             for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
                 self._socket.setsockopt(socket.SOL_SOCKET, option, QUEUE)
+            # The netdev table knows our frames by it.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, FRAME_PRIORITY)
             self._socket.bind((device, ETH_P_ALL))
         except OSError as error:
             self._socket.close()
             raise KernelError(f"packet socket on {device}: {error.strerror}") from error
         self.send = self._socket.send
-        self._recv_into = self._socket.recv_into
+        self._file = io.FileIO(self._socket.fileno(), "r", closefd=False)
+        # Receives one frame, virtio header first: its bytes, or None where there is none just now (an exception for
+        # that would cost as much as a packet). OSError where the device went down (ENETDOWN) or away; EINVAL for a
+        # super-packet of a kind that virtio cannot name.
+        self.read_into = self._file.readinto
 
     def _attach(self, program: bytes) -> None:
         import ctypes  # only here: a pointer to the program has to be handed over
@@ -174,21 +182,13 @@ class PacketSocket:
         )
         self._socket.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
 
+    def is_bound(self) -> bool:
+        """Whether the device is still there: a new one with its index is another (af_packet.c, packet_notifier)."""
+        return bool(self._socket.getsockname()[0])
+
     def fileno(self) -> int:
         """The file descriptor, to wait on."""
         return self._socket.fileno()
-
-    def read_into(self, frame: memoryview) -> int:
-        """Receive one frame, virtio header first: its bytes, or 0 where there is none just now.
-
-        Raises:
-            OSError: the device went down (ENETDOWN) or away; EINVAL for a super-packet of a kind that
-                virtio cannot name.
-        """
-        try:
-            return self._recv_into(frame)
-        except BlockingIOError:
-            return 0
 
     def statistics(self) -> PacketStatistics:
         """What passed the filter since the socket was opened (the kernel's counters restart at each look)."""
@@ -199,12 +199,5 @@ class PacketSocket:
 
     def close(self) -> None:
         """Close the socket."""
+        self._file.close()  # its descriptor will be another file's
         self._socket.close()
-
-    def __enter__(self) -> "PacketSocket":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -7,33 +7,41 @@ Some facts about process events (drivers/connector/cn_proc.c, connector.c), each
   root; kthreadd lives in the same namespace. Pids are those of the initial pid namespace, and who subscribes from
   another pid or user namespace gets neither events nor an answer.
 - Order makes the launch race decidable. A fork event is queued before the child runs (kernel/fork.c, copy_process),
-  an exec event before the new program's first instruction (fs/exec.c, exec_binprm), an exit event before children
-  get another parent and before the pid is given again (kernel/exit.c, do_exit). So when a packet of a process is in
+  an exec event before the new program's first instruction (fs/exec.c, exec_binprm). So when a packet of a process is in
   hand, all that made the process what it is lies in this queue: drain it, then judge.
+- An exit event is queued when the children have another parent already, and whoever waits for the process may know of
+  its end (kernel/exit.c, do_exit: exit_notify comes first). Mostly that is microseconds before, and milliseconds where
+  the processor is taken from it in between.
 - /proc/PID/exe shows a new program a little before its exec event is queued.
 - Every thread has events. A thread's own pid differs from its tgid. A leader that exits may leave threads behind, and
-  when another thread calls exec, the leader's exit comes before the exec.
+  when another thread calls exec, the leader's exit comes before the exec, or soon after it: then under the number that
+  the other had until then (fs/exec.c, de_thread).
 - With CLONE_PARENT the event names the caller's parent, and so does /proc; nothing names the caller.
 - An overrun is told before what is still queued, and until the queue has been emptied the kernel adds nothing to it.
   So after `Overrun`: read until nothing comes, then look at all processes anew.
 - Since Linux 6.6 a subscription may name the kinds of events. Older kernels ignore such a message without a word,
-  therefore it follows one that asks for all. The answer to it never comes: it is of no kind that it names.
+  therefore it follows one that asks for all. The answer to it never comes: it is of no kind that it names. So there
+  may be many datagrams between two events that count, and a queue without such events need not be empty.
+- Events are dated by CLOCK_MONOTONIC, which stands still while the host is suspended; /proc dates births by
+  CLOCK_BOOTTIME, which does not. Queued before a suspend and read after it, an event says nothing of either.
 - A kernel before 6.6 counts subscribers and does not notice their death, hence the farewell.
 """
 
 import ctypes
 import errno
 import os
+import select
 import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from struct import Struct
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from tunsplit.errors import KernelError, PermissionMissing
 from tunsplit.kernel import caps
+from tunsplit.kernel.closing import Closing
 from tunsplit.kernel.netlink import NLMSG_DONE, message
 from tunsplit.kernel.procpid import parse_stat
 
@@ -48,6 +56,8 @@ NONE, FORK, EXEC, UID, EXIT = 0, 1, 2, 4, 0x80000000
 
 QUEUE = 8 << 20  # bytes: 6,000 events; the default holds 256
 BATCH = 256  # events of one `read`, under a millisecond: a fork bomb must not keep us for ever
+MOST_READ = 64 * BATCH  # datagrams of one `read`: who renames his threads all the time must not, either
+SUSPEND_NS = 1_000_000_000  # a shorter one is nobody's; what the scheduler does between two clocks is shorter
 SIZE = 76  # of every event: the union at its end is as long as its longest member
 
 # nlmsghdr: type, then cn_msg: idx · val · ack, then proc_event: what · timestamp · pids, or errno
@@ -105,7 +115,7 @@ class Overrun(NamedTuple):
 Event = Fork | Exec | Exit | UidChanged | Overrun
 
 
-class ProcessEvents:
+class ProcessEvents(Closing):
     """A subscription to the events of all processes, from now on. For one thread.
 
     Raises:
@@ -119,7 +129,11 @@ class ProcessEvents:
         except ConnectionRefusedError:
             self._socket = _in_initial_network(_subscribe)
         self._buffer = bytearray(4096)
+        # Cheaper than to try; a queue that has overrun is an error, which poll(2) tells unasked.
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
         self._received = self._overruns = 0
+        self._to_boot_ns = _boot_offset_ns()
 
     def close(self) -> None:
         """End the subscription."""
@@ -130,28 +144,26 @@ class ProcessEvents:
         finally:
             self._socket.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def fileno(self) -> int:
         """The descriptor to wait on."""
         return self._socket.fileno()
+
+    def waiting(self) -> bool:
+        """Whether there is something to read: cheaper than to try, where that is asked for each batch of packets."""
+        return bool(self._poll.poll(0))
 
     def read(self) -> list[Event]:
         """What has happened, oldest first; at most `BATCH` events: with fewer, the queue was empty at the end.
 
         Raises:
-            KernelError: the socket fails.
+            KernelError: the socket fails, or what is of no use comes faster than it can be read.
         """
+        if not self._poll.poll(0):  # mostly there is nothing, and this is asked before each first packet
+            return []
         events: list[Event] = []
         receive, buffer = self._socket.recvfrom_into, self._buffer
-        to_boot_ns = _boot_offset_ns()
-        for _ in range(BATCH):
+        to_boot_ns = None
+        for _ in range(MOST_READ):
             try:
                 size, sender = receive(buffer)
             except BlockingIOError:
@@ -162,8 +174,19 @@ class ProcessEvents:
                 self._overruns += 1
                 events.append(Overrun())
                 continue
+            if to_boot_ns is None:
+                to_boot_ns = _boot_offset_ns()
+                if to_boot_ns - self._to_boot_ns > SUSPEND_NS:
+                    # The host was suspended. What was queued before that would be dated by as much too late.
+                    self._overruns += 1
+                    events.append(Overrun())
+                self._to_boot_ns = to_boot_ns
             if sender[0] == 0 and (event := parse_untrusted(buffer, size, to_boot_ns)) is not None:
                 events.append(event)
+                if len(events) >= BATCH:
+                    break
+        else:
+            raise KernelError("process events: others come faster than they can be read")
         self._received += len(events)
         return events
 
@@ -218,6 +241,18 @@ def initial_network() -> int:
         "process events exist only in the initial network namespace, and there is no way into it "
         f"(/proc/1/ns/net: {complaint}): start tunsplit where /proc shows the host's processes"
     )
+
+
+def is_initial_network() -> bool:
+    """Whether the calling thread is in the initial network namespace, as far as that can be seen."""
+    try:
+        descriptor = initial_network()
+    except KernelError:
+        return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), Path("/proc/thread-self/ns/net").stat())
+    finally:
+        os.close(descriptor)
 
 
 def _in_initial_network(function: Callable[[], socket.socket]) -> socket.socket:

@@ -3,51 +3,50 @@
 Some facts about looking for holders (fs/proc/fd.c):
 
 To find the holder of an inode means to read the links in /proc/PID/fd of process after process, at
-2.5 µs each: 30 ms for 12,000. So first comes whoever held it, or was the last to open a flow, then its
-cgroup, then the youngest processes. A socket that is shared (by fork, or sent over a unix socket)
-shows under every holder; fork keeps its number, exec keeps the holder and changes the program. A holder
-is asked for its program before its descriptor is looked at once more: if the socket is still there then,
-the program that was read did hold it.
+2.5 µs each: 30 ms for 12,000. So first comes whoever held it, or was the last to open a flow. All others
+are found by one pass over all processes, for all sockets that are asked for, and who has not run since the
+last pass still shows what he showed then (kernel/tables.py): so it takes 2 ms where 300 sleep. A socket that is shared
+(by fork, or sent over a unix socket) shows under every holder; fork keeps its number, exec keeps the holder
+and changes the program. A holder is asked for its program before its descriptor is looked at once more: if the
+socket is still there then, the program that was read did hold it.
 
-Guesses can be wrong for a while: a descriptor that was sent over a unix socket to somebody unrelated, or
-inherited by a child of one of many threads, is not seen by `recheck`. So `scan_all` is to be run every few
-seconds: one pass over everybody's descriptors, whatever the number of sockets asked for.
+Guesses can be wrong for a while: a descriptor that was sent over a unix socket to somebody unrelated, or that
+siblings have from a parent who has closed it since, is not seen by `recheck`. So `scan_all` is to be run every
+few seconds.
+
+/proc/loadavg ends with the number that was given last to a process or thread: as long as that is the same, nobody
+was born, and /proc need not be listed again.
 
 What a process shows can change without exec: its user (setuid), its command line (it may write there), its
 cgroup (it may be moved). Holders are read anew for every flow.
 """
 
-# ruff: noqa: PTH115 -- pathlib costs more than the system call, and this is the dear part
+# ruff: noqa: PTH115, PTH116 -- pathlib costs more than the system call, and this is the dear part
 
 import os
 import time
+from bisect import bisect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 from tunsplit.errors import KernelError
-from tunsplit.kernel.cgroup import Cgroups
-from tunsplit.kernel.descriptors import children, held, read_link, refuse_to_guess, search, tables_of_threads
-from tunsplit.kernel.procpid import parse_stat, pids, read_file, read_process
+from tunsplit.kernel.closing import Closing
+from tunsplit.kernel.descriptors import children, closes_on_exec, read_link, search, sockets, tables_of_threads
+from tunsplit.kernel.procpid import pids, read_file, read_process
+from tunsplit.kernel.tables import Table, Tables, open_process
 from tunsplit.process import Process
 
 PAUSE = 200  # descriptors read before the event loop gets its turn: 0.5 ms
 CACHED = 4096  # entries of each cache
 RECENT = 8  # owners of the last flows whose next socket is guessed at
-GUESSED = 64  # descriptors of the last owner, newest first, that a recheck looks at
 NEWCOMERS = 4  # the last processes that were born or became another program …
 NEWCOMER_S = 2.0  # … no longer ago than this
-RELATIVES = 32  # children whose descriptor a recheck compares
+RELATIVES = 64  # whose descriptor a recheck compares
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-
-
-class Recalled(NamedTuple):
-    """A living process as it is known without a look at /proc, and whether any other was born of it."""
-
-    process: Process
-    has_children: bool
 
 
 class Holder(NamedTuple):
@@ -57,7 +56,7 @@ class Holder(NamedTuple):
     descriptor: str  # its path from /proc/PID/fd: a number; of a thread's own table with the way there before it
 
 
-class Processes:
+class Processes(Closing):
     """Holders of sockets, with what is known of them from before.
 
     `keys` are the keys of `[[app]]` entries that rules judge by: what none of them needs is not read.
@@ -68,8 +67,10 @@ class Processes:
     def __init__(self, keys: frozenset[str] = frozenset()) -> None:
         self.keys = keys
         # Says what a process is as of this moment; None: it is to be read.
-        self.recall: Callable[[int], Recalled | None] = lambda _: None
-        self._cgroups = Cgroups()
+        self.recall: Callable[[int], Process | None] = lambda _: None
+        # Who may share descriptors with a process by birth, besides its parent; None: nobody can tell.
+        self.kin: Callable[[int], Collection[int] | None] = children
+        self._tables = Tables()
         self._user_namespace = os.readlink("/proc/self/ns/user")
         self._owners: dict[int, tuple[int, str]] = {}  # inode → pid, descriptor
         self._recent: dict[int, str] = {}  # pid → descriptor of the last flows' owners, the newest last
@@ -80,13 +81,13 @@ class Processes:
 
     def close(self) -> None:
         """Give the descriptors back."""
-        self._cgroups.close()
+        self._tables.close()
 
     def recheck(self, inode: int) -> Holder | None:
         """The holder of this socket, if it is who owned it before or who opened one of the last flows.
 
-        Only for processes that a full search has found to be the only holder of a socket, and whose parent
-        and children do not hold this one; else None, and the answer is in `find_holders`.
+        Only for processes that a full search has found to be the only holder of a socket, and if none of their
+        relatives holds this one; else None, and the answer is in `find_holders`.
         """
         link = f"socket:[{inode}]"
         if known := self._owners.get(inode):
@@ -97,8 +98,8 @@ class Processes:
             if read_link(f"/proc/{pid}/fd/{descriptor}") == link:
                 return self._confirm_alone(pid, descriptor, link)
         if self._recent:
-            pid = next(reversed(self._recent))
-            found, _ = search(f"/proc/{pid}/fd", link, GUESSED)
+            pid, descriptor = next(reversed(self._recent.items()))
+            found = search(f"/proc/{pid}/fd", link, int(descriptor) if descriptor.isdecimal() else 0)
             if found is not None:
                 return self._confirm_alone(pid, found, link)
         return None
@@ -110,68 +111,69 @@ class Processes:
         if len(self._newcomers) > NEWCOMERS:
             self._newcomers.popitem(last=False)
 
-    def newcomer(self, inode: int) -> Holder | None:
-        """One of the last newcomers, if it holds this socket now; others may as well, which a search has to find."""
+    def newcomer(self, inode: int, user: int | None = None) -> Holder | None:
+        """One of the last newcomers, if it holds this socket now; others may as well, which a search has to find.
+
+        With a `user`, who has created the socket and is not root, only those that are his are looked at.
+        """
         link = f"socket:[{inode}]"
         since = time.monotonic() - NEWCOMER_S
         for pid, came in reversed(self._newcomers.items()):
             if came < since:
                 break
-            found, _ = search(f"/proc/{pid}/fd", link, GUESSED)
+            found = search(f"/proc/{pid}/fd", link) if not user or _user(pid) == user else None
             if found is not None and (holder := self._confirm(pid, found, link)) is not None:
                 return holder
         return None
 
-    def find_holders(self, inode: int, cgroup_id: int | None = None) -> Iterator[Holder | None]:
-        """All processes that hold this socket; None now and then, so that the caller can give way.
+    def find_holders(self, inodes: set[int]) -> Iterator[dict[int, list[Holder]] | None]:
+        """All processes that hold these sockets, found in one pass; None before that now and then, to give way.
 
-        Who is content with one may stop at the first. A process born meanwhile is looked at too. Tables that threads
-        have for themselves are looked at if nobody else holds it; `scan_all` always does.
+        A process that is born meanwhile is looked at too, and tables that threads have for themselves. A large table
+        that was read in the last seconds is read again only if a socket is found nowhere else.
+
+        Raises:
+            KernelError: that cannot be seen.
         """
-        link = f"socket:[{inode}]"
-        found: list[Holder] = []
-        seen: set[int] = set()
-        budget = PAUSE
-        for pid in self._candidates(inode, cgroup_id):
-            if pid in seen:
-                continue
-            seen.add(pid)
-            descriptor, count = search(f"/proc/{pid}/fd", link)
-            self._descriptors += count
-            budget -= count + 1
-            if descriptor is not None and (holder := self._confirm(pid, descriptor, link)) is not None:
-                found.append(holder)
-                yield holder
-            if budget <= 0:
-                budget = PAUSE
-                yield None
-        if not found:
-            for one in self._search_threads(link):
-                found += [one] if one is not None else []
-                yield one
+        found: dict[int, dict[int, Holder]] = {}
+        put_off: list[int] = []
+        for pids_then, rest in ((self._everybody(), put_off), (put_off, None)) if inodes else ():
+            if found.keys() == inodes:
+                break
+            for one in self._pass(inodes, pids_then, rest):
+                if one is None:
+                    yield None
+                else:
+                    for inode, holder in self._shown(*one, inodes):
+                        found.setdefault(inode, {})[holder.process.pid] = holder
         self._scanned += 1
-        self._remember(inode, found)
+        holders = {inode: list(of.values()) for inode, of in found.items()}
+        for inode in inodes:
+            self._remember(inode, holders.get(inode, []))
+        yield holders
 
     def scan_all(self, inodes: set[int]) -> Iterator[tuple[int, frozenset[tuple[int, int]]] | None]:
-        """Who holds each of these sockets, as (pid, start time), found in one pass; None now and then, to give way.
+        """Who holds which of these sockets, as (pid, start time), found in one pass; None now and then, to give way.
 
-        The sockets come last, each once. Nobody may hold one that is on its way through a unix socket: it is
-        held again when it was received. A descriptor that moves during the pass can be missed by it, not by the next.
+        The sockets come last, each once, if anybody holds it: nobody may while it is on its way through a unix socket,
+        until it was received. A descriptor that moves during the pass can be missed by it, not by the next.
+
+        Raises:
+            KernelError: that cannot be seen.
         """
         holders: dict[int, set[tuple[int, int]]] = {}
-        budget = PAUSE
-        for pid in self._everybody():
-            for found, count in self._held(pid, inodes):
-                self._descriptors += count
-                budget -= count + 1
-                for inode, start_time in found:
-                    holders.setdefault(inode, set()).add((pid, start_time))
-                if budget <= 0:
-                    budget = PAUSE
-                    yield None
+        for one in self._pass(inodes, self._everybody(), None):
+            if one is None:
+                yield None
+                continue
+            pid, table = one
+            for inode in table.sockets.keys() & inodes:
+                holders.setdefault(inode, set()).add((pid, table.start_time))
         self._scanned += 1
-        for inode in inodes:
-            keys = frozenset(holders.get(inode, ()))
+        for inode in inodes - holders.keys():  # most of them, where many connections have just been closed
+            self._owners.pop(inode, None)
+        for inode, found_keys in holders.items():
+            keys = frozenset(found_keys)
             self._correct(inode, keys)
             yield inode, keys
 
@@ -181,7 +183,38 @@ class Processes:
         Raises:
             KernelError: that cannot be seen: there is no descriptor left to look with.
         """
-        return {inode for found, _ in self._held(pid, inodes) for inode, _ in found}
+        return set(self._held(pid, inodes))
+
+    def keeps(self, pid: int, inodes: set[int]) -> bool:
+        """Whether a process may hold one of these sockets from before an exec.
+
+        It does not if each of its descriptors for them closes on exec, as most do. Who ends shows none any more.
+
+        Raises:
+            KernelError: as `held_of`.
+        """
+        if (directory := open_process(pid)) is None:
+            return True
+        closes = False
+        try:
+            for table in ("fd", *tables_of_threads(directory, pid)):
+                for shown, _ in sockets(directory, table):
+                    for inode, number in shown:
+                        if inode in inodes:
+                            if not closes_on_exec(directory, f"{table}info/{number}"):
+                                return True
+                            closes = True
+        finally:
+            os.close(directory)
+        return not closes
+
+    def sockets_of(self, pid: int) -> set[int]:
+        """Every socket that a process holds, of whatever kind.
+
+        Raises:
+            KernelError: as `held_of`.
+        """
+        return set(self._held(pid, None))
 
     def known(self, pid: int) -> Process | None:
         """What this pid is, as far as that is known without a look at /proc, else as `read` says.
@@ -190,7 +223,7 @@ class Processes:
             KernelError: /proc is not what it should be.
         """
         recalled = self.recall(pid)
-        return self.read(pid) if recalled is None else recalled.process
+        return self.read(pid) if recalled is None else recalled
 
     def read(self, pid: int) -> Process | None:
         """What this pid is now; None when there is no such process.
@@ -201,66 +234,78 @@ class Processes:
         return read_process(pid, self.keys, self._user_namespace)
 
     def statistics(self) -> dict[str, int]:
-        """Answers from the caches, full searches, descriptors read by these, and the size of the caches."""
+        """Answers from the caches, passes over all processes, descriptors read by these, and the size of the caches."""
         return {
             "rechecked": self._rechecked,
             "scanned": self._scanned,
             "descriptors": self._descriptors,
             "owners": len(self._owners),
+            **self._tables.statistics(),
         }
 
-    def _candidates(self, inode: int, cgroup_id: int | None) -> Iterator[int]:
-        if known := self._owners.get(inode):
-            yield known[0]
-        if self._recent:
-            yield next(reversed(self._recent))
-        yield from self._cgroups.members(cgroup_id)
-        yield from self._everybody()
+    def _pass(
+        self, inodes: set[int], pids: Iterable[int], put_off: list[int] | None
+    ) -> Iterator[tuple[int, Table] | None]:
+        """Every process that shows any of these sockets; some may come twice. None now and then, to give way.
+
+        Args:
+            inodes: of the sockets.
+            pids: who is looked at.
+            put_off: takes those with large tables who are told as they were a moment ago; None: let there be none.
+        """
+        tables, budget = self._tables, PAUSE
+        again: list[int] = []  # who has a table that somebody else may have changed
+        for pid in chain(pids, again):
+            budget -= 1
+            table = tables.unchanged(pid)
+            if table is None and put_off is not None and (table := tables.lately(pid)) is not None:
+                put_off.append(pid)
+            if table is None:
+                for count, table in tables.read(pid, inodes):  # noqa: B007 -- the last one is wanted
+                    self._descriptors += count
+                    budget -= count
+                    if budget <= 0:
+                        budget = PAUSE
+                        yield None
+            elif budget <= 0:
+                budget = PAUSE
+                yield None
+            if table is None:
+                continue
+            if table.shared_with is not None and table.shared_with not in again:
+                again.append(table.shared_with)
+            if not table.sockets.keys().isdisjoint(inodes):
+                yield pid, table
+
+    def _shown(self, pid: int, table: Table, inodes: set[int]) -> Iterator[tuple[int, Holder]]:
+        """Which of these sockets a process still holds, with what it is."""
+        if (process := self.read(pid)) is None:
+            return
+        for inode in table.sockets.keys() & inodes:
+            descriptor = table.sockets[inode]
+            if read_link(f"/proc/{pid}/fd/{descriptor}") == f"socket:[{inode}]":
+                yield inode, Holder(process, descriptor)
 
     def _everybody(self) -> Iterator[int]:
         before: set[int] = set()
         # Each round looks at who was born during the last; a fork bomb must not keep us for ever.
         for _ in range(3):
-            if not (born := set(pids()) - before):
+            last = _last_pid()
+            there = set(pids())
+            self._tables.retain(there)
+            yield from _newest_first(there - before, last)
+            before |= there
+            if _last_pid() == last:
                 return
-            yield from _newest_first(born)
-            before |= born
 
-    def _search_threads(self, link: str) -> Iterator[Holder | None]:
-        budget = PAUSE
-        for pid in self._everybody():
-            budget -= 1
-            for table in self._tables_of_threads(pid):
-                descriptor, count = search(f"/proc/{pid}/{table}", link)
-                self._descriptors += count
-                budget -= count
-                holder = self._confirm(pid, f"../{table}/{descriptor}", link) if descriptor is not None else None
-                if holder is not None:
-                    yield holder
-                    break
-            if budget <= 0:
-                budget = PAUSE
-                yield None
-
-    def _tables_of_threads(self, pid: int) -> list[str]:
-        if (directory := _open(pid)) is None:
-            return []
-        try:
-            return tables_of_threads(directory, pid)
-        finally:
-            os.close(directory)
-
-    def _held(self, pid: int, inodes: set[int]) -> Iterator[tuple[list[tuple[int, int]], int]]:
-        """Sockets that a process holds, each with the start time of the process, and how many descriptors were read."""
-        if (directory := _open(pid)) is None:
+    def _held(self, pid: int, inodes: set[int] | None) -> Iterator[int]:
+        """Sockets that a process holds, of these or of all."""
+        if (directory := open_process(pid)) is None:
             return
         try:
             for table in ("fd", *tables_of_threads(directory, pid)):
-                for found, count in held(directory, table, inodes):
-                    start_time = parse_stat(read_file("stat", directory)).start_time if found else 0
-                    yield [(inode, start_time) for inode in found], count
-        except OSError:  # it died, and holds nothing any more
-            return
+                for shown, _ in sockets(directory, table):
+                    yield from (inode for inode, _ in shown if inodes is None or inode in inodes)
         finally:
             os.close(directory)
 
@@ -282,15 +327,15 @@ class Processes:
         """The holder whose descriptor has just shown `link`, if none of its relatives shows it too."""
         recalled = self.recall(pid)
         # What it is as of before the descriptor was read need not be asked again.
-        holder = self._confirm(pid, descriptor, link) if recalled is None else Holder(recalled.process, descriptor)
+        holder = self._confirm(pid, descriptor, link) if recalled is None else Holder(recalled, descriptor)
         if holder is None:
             return None
         if not self._alone.get((pid, holder.process.start_time)):
             return None
-        relatives = children(pid) if recalled is None or recalled.has_children else []
-        if relatives is None or len(relatives) > RELATIVES:
+        kin = self.kin(pid)
+        if kin is None or len(kin) > RELATIVES:
             return None
-        for relative in (holder.process.parent, *relatives):
+        for relative in {holder.process.parent, *kin}:
             if relative and read_link(f"/proc/{relative}/fd/{descriptor}") == link:
                 return None
         self._rechecked += 1
@@ -308,21 +353,30 @@ class Processes:
                 _store(self._recent, process.pid, descriptor, RECENT)
 
 
-def _open(pid: int) -> int | None:
+def _user(pid: int) -> int | None:
     try:
-        return os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        refuse_to_guess(error)
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:  # it has ended
         return None
 
 
-def _newest_first(some: set[int]) -> list[int]:
-    """By age, as far as pids tell it: they are given upwards, and then again from below."""
+def _last_pid() -> int:
+    """The number that was given last to a process or thread.
+
+    Raises:
+        KernelError: /proc is not what it should be.
+    """
     try:
-        last = int(read_file("/proc/loadavg").split()[-1])
+        return int(read_file("/proc/loadavg").split()[-1])
     except OSError as error:
         raise KernelError(f"/proc/loadavg: {error.strerror}") from error
-    return sorted(some, key=lambda pid: (pid <= last, pid), reverse=True)
+
+
+def _newest_first(some: set[int], last: int) -> list[int]:
+    """By age, as far as pids tell it: they are given upwards to the last, and then again from below."""
+    upwards = sorted(some)
+    wrapped = bisect(upwards, last)
+    return upwards[:wrapped][::-1] + upwards[wrapped:][::-1]
 
 
 def _store(cache: dict[Key, Value], key: Key, value: Value, most: int) -> None:

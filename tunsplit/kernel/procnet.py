@@ -10,6 +10,7 @@ shows the namespace of the thread that reads.
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,15 +30,31 @@ class TableSocket(NamedTuple):
     remote: bytes
 
 
-def find_ping(version: int, identifier: int, source: bytes) -> list[TableSocket]:
-    """The ping sockets that send echo requests with this identifier from this address; with SO_REUSEADDR several."""
-    rows = parse_table(_read("icmp" + SUFFIX[version]))
+def ping_sockets(version: int) -> list[TableSocket]:
+    """Every ping socket.
+
+    Raises:
+        KernelError: that cannot be known.
+    """
+    return parse_table(_read("icmp" + SUFFIX[version]))
+
+
+def raw_sockets(version: int) -> list[TableSocket]:
+    """Every raw socket.
+
+    Raises:
+        KernelError: that cannot be known.
+    """
+    return parse_table(_read("raw" + SUFFIX[version]))
+
+
+def find_ping(rows: Iterable[TableSocket], identifier: int, source: bytes) -> list[TableSocket]:
+    """Those of the ping sockets that send requests of this identifier from this address; with SO_REUSEADDR several."""
     return [row for row in rows if row.number == identifier and row.local in (source, bytes(len(source)))]
 
 
-def find_raw(version: int, protocol: int, source: bytes, destination: bytes) -> list[TableSocket]:
-    """The raw sockets of this protocol that may send from `source` to `destination`."""
-    rows = parse_table(_read("raw" + SUFFIX[version]))
+def find_raw(rows: Iterable[TableSocket], protocol: int, source: bytes, destination: bytes) -> list[TableSocket]:
+    """Those of the raw sockets that are of this protocol and may send from `source` to `destination`."""
     anywhere = bytes(len(source))
     return [
         row

@@ -15,6 +15,7 @@ program shows none. A cgroup's path is told as seen from the reader's cgroup nam
 
 import os
 import stat
+from pathlib import Path
 from typing import NamedTuple
 
 from tunsplit.errors import KernelError
@@ -54,6 +55,15 @@ def why_no_program(path: str) -> str | None:
     if stat.S_ISREG(mode):
         return None
     return f"is a directory (for all that is in it: {path.rstrip('/')}/**)" if stat.S_ISDIR(mode) else "is no file"
+
+
+def is_script(path: str) -> bool:
+    """Whether an interpreter runs when this file is started (execve(2)); False also for what cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False
 
 
 def resolve(path: str) -> str:

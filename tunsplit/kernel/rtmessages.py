@@ -50,7 +50,7 @@ I32 = struct.Struct("=i")
 U32_PAIR = struct.Struct("=II")
 PORTS = struct.Struct("=HH")
 
-IFF_UP, IFF_LOOPBACK, IFF_LOWER_UP = 0x1, 0x8, 0x10000
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x1, 0x8, 0x40, 0x80, 0x10000
 ARPHRD_ETHER = 1
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x01, 0x02, 0x08, 0x20, 0x40
 IFA_F_NOPREFIXROUTE = 0x200
@@ -60,17 +60,20 @@ RTEXT_FILTER_SKIP_STATS = 8
 NTF_USE, NTF_EXT_MANAGED = 0x01, 0x01
 IN6_ADDR_GEN_MODE_NONE = 1
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_EXT_MASK = 1, 3, 4, 18, 26, 27, 29
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+IFLA_AF_SPEC, IFLA_GROUP, IFLA_EXT_MASK, IFLA_LINK_NETNSID, IFLA_PARENT_DEV_NAME = 26, 27, 29, 37, 56
 IFLA_INFO_KIND, IFLA_INET6_ADDR_GEN_MODE = 1, 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH = 1, 4, 5, 6, 7, 8, 9
-RTA_TABLE, RTA_MARK, RTA_VIA = 15, 16, 18
-RTAX_MTU = 2
+RTA_TABLE, RTA_MARK, RTA_VIA, RTA_PREF = 15, 16, 18, 20
+RTAX_MTU, RTAX_ADVMSS = 2, 8
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK, FRA_OIFNAME = 1, 2, 3, 6, 10, 15, 16, 17
 FRA_UID_RANGE, FRA_PROTOCOL, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 20, 21, 22, 23, 24
 NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_PROTOCOL, NDA_FLAGS_EXT = 1, 2, 8, 12, 15
 
+ROUTE_TYPES, ACTIONS = frozenset(RouteType), frozenset(Action)
 EVERY_BIT = 0xFFFFFFFF
+PREFERENCES = {1: 1, 3: -1}  # ICMPV6_ROUTER_PREF_* (linux/icmpv6.h): high, low; else medium
 TABLE_COMPAT = 252  # RT_TABLE_COMPAT: the number is in the attribute
 
 
@@ -101,12 +104,18 @@ def decode_link(body: bytes) -> Link:
         name=_text(found[IFLA_IFNAME]),
         mtu=_u32(found, IFLA_MTU),
         up=bool(flags & IFF_UP),
-        carrier=bool(flags & IFF_LOWER_UP),
+        # One that has just come does not count before packets are let out (net/core/link_watch.c, linkwatch_do_dev).
+        carrier=bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING),
         kind=_text(kind),
         mac=found.get(IFLA_ADDRESS) or None,
         group=_u32(found, IFLA_GROUP),
         is_layer2=hardware == ARPHRD_ETHER,
         is_loopback=bool(flags & IFF_LOOPBACK),
+        is_noarp=bool(flags & IFF_NOARP),
+        is_on_bus=IFLA_PARENT_DEV_NAME in found,
+        master=_u32(found, IFLA_MASTER),
+        # In another namespace (a veth's peer) the index means nothing here.
+        below=0 if IFLA_LINK_NETNSID in found else _u32(found, IFLA_LINK),
     )
 
 
@@ -139,9 +148,13 @@ def encode_address(index: int, interface: IPInterface) -> bytes:
 
 
 def decode_routes(body: bytes) -> Iterator[Route]:
-    """Decode RTM_NEWROUTE: one route for each next hop; none for an entry of the IPv6 route cache."""
+    """Decode RTM_NEWROUTE: one route for each next hop.
+
+    None for an entry of the IPv6 route cache, and for types without meaning, which the kernel takes all the same
+    (`ip route add xresolve`).
+    """
     family, prefix, _, _, table, protocol, scope, kind, flags = RTMSG.unpack_from(body)
-    if family not in VERSION or flags & RTM_F_CLONED:
+    if family not in VERSION or flags & RTM_F_CLONED or kind not in ROUTE_TYPES:
         return
     version = VERSION[family]
     found = attributes(body, RTMSG.size)
@@ -149,6 +162,7 @@ def decode_routes(body: bytes) -> Iterator[Route]:
     unicast = kind == RouteType.UNICAST
     prefsrc = found.get(RTA_PREFSRC)
     metrics = attributes(found.get(RTA_METRICS, b""))
+    preference = PREFERENCES.get(found.get(RTA_PREF, b"\0")[0], 0)
     for oif, gateway, hop_flags in _hops(found, flags):
         yield Route(
             destination=destination,
@@ -163,6 +177,8 @@ def decode_routes(body: bytes) -> Iterator[Route]:
             prefsrc=ip_address(prefsrc) if prefsrc else None,
             onlink=bool(hop_flags & RTNH_F_ONLINK),
             mtu=_u32(metrics, RTAX_MTU) or None,
+            preference=preference,
+            advmss=_u32(metrics, RTAX_ADVMSS) or None,
         )
 
 
@@ -208,8 +224,9 @@ def encode_route(route: Route) -> bytes:
         parts.append(attribute(RTA_VIA, via))
     if route.prefsrc is not None:
         parts.append(attribute(RTA_PREFSRC, route.prefsrc.packed))
-    if route.mtu is not None:
-        parts.append(nested(RTA_METRICS, attribute(RTAX_MTU, U32.pack(route.mtu))))
+    metrics = [(RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss)]
+    if given := [attribute(kind, U32.pack(value)) for kind, value in metrics if value is not None]:
+        parts.append(nested(RTA_METRICS, b"".join(given)))
     return b"".join(parts)
 
 
@@ -231,6 +248,11 @@ def encode_question(destination: IPAddress, mark: int, oif: int | None) -> bytes
     return question
 
 
+def is_local(body: bytes) -> bool:
+    """Whether the answer to RTM_GETROUTE says that the destination is this host."""
+    return bool(RTMSG.unpack_from(body)[7] == RouteType.LOCAL)
+
+
 def decode_next_hop(body: bytes) -> NextHop | None:
     """Decode the answer to RTM_GETROUTE; nothing where the way is closed."""
     kind = RTMSG.unpack_from(body)[7]
@@ -243,9 +265,12 @@ def decode_next_hop(body: bytes) -> NextHop | None:
 
 
 def decode_rule(body: bytes) -> Rule | None:
-    """Decode RTM_NEWRULE, as far as our own rules go; nothing for rules of other families (multicast routing)."""
+    """Decode RTM_NEWRULE, as far as our own rules go.
+
+    Nothing for rules of other families (multicast routing), and for actions that the kernel takes and does not know.
+    """
     family, to_prefix, source_prefix, _, table, action, _ = FIB_RULE_HDR.unpack_from(body)
-    if family not in VERSION:
+    if family not in VERSION or action not in ACTIONS:
         return None
     version = VERSION[family]
     found = attributes(body, FIB_RULE_HDR.size)

@@ -4,7 +4,8 @@ Some facts about sock_diag (net/ipv4/inet_diag.c, tcp_diag.c, udp_diag.c), each 
 
 An exact request is one look-up in the kernel's own hash tables, and the answer lies in our queue when
 send() returns: no wait, no event loop. A dump, even of one port, walks the whole table: for TCP 100 times
-as dear, for UDP ten times.
+as dear, for UDP ten times, and a hundred times where there are 10,000 sockets. One walk
+may look for many ports (kernel/diagfilter.py).
 
 The look-up is the one for an incoming packet. So a UDP request wants the flow turned round, remote
 address first; in plain order it finds an innocent socket bound to the *remote* port, therefore that
@@ -25,20 +26,23 @@ any more, for good if it was connected, while a wildcard one may send again.
 import errno
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import NamedTuple
 
 from tunsplit.errors import KernelError
+from tunsplit.kernel.closing import Closing
+from tunsplit.kernel.diagfilter import MOST_PORTS, filter_of
 from tunsplit.kernel.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
 INET_DIAG_SKV6ONLY = 11
-INET_DIAG_CGROUP_ID = 21  # since Linux 5.7: the inode of the cgroup's directory in cgroup v2
 
 # linux/tcp.h; UDP sockets are ESTABLISHED when connected, else CLOSE.
 ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 2, 3, 6, 7, 10
+CONNECTED = frozenset((ESTABLISHED, 4, 5, 8))  # and FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT: one of its ways is still open
 
 OPTIONS = "the kernel needs CONFIG_INET_DIAG and CONFIG_INET_UDP_DIAG"
 CANNOT_DESTROY = "to end sockets the kernel needs CONFIG_INET_DIAG_DESTROY"
@@ -58,12 +62,12 @@ REQUEST_SIZE = 72
 ALL_STATES = 0xFFFFFFFF
 NO_COOKIE = b"\xff" * 8
 
-# nlmsghdr: length · type · sequence, then inet_diag_msg: family · state · local address · device · cookie · uid · inode
-unpack_answer = Struct("=IH2xI4xBB2x4x16s16xI8s12xII").unpack_from
+# nlmsghdr: length · type · sequence, then inet_diag_msg:
+# family · state · local port · local address · device · cookie · uid · inode
+unpack_answer = Struct("=IH2xI4xBB2x2s2x16s16xI8s12xII").unpack_from
 unpack_header = Struct("=IH2xI").unpack_from
 ATTRIBUTES_AT = 88
 unpack_attribute = Struct("=HH").unpack_from
-unpack_u64 = Struct("=Q").unpack_from
 unpack_errno = Struct("=i").unpack_from
 ERRNO_AT = 16
 
@@ -79,7 +83,6 @@ class Socket(NamedTuple):
     uid: int
     cookie: bytes  # 8 bytes, never given twice while the system runs
     state: int
-    cgroup_id: int | None  # None: the kernel does not say
     interface: int  # index of the device that it is bound to, or 0
 
 
@@ -91,7 +94,7 @@ class Bound(NamedTuple):
     socket: Socket
 
 
-class SockDiag:
+class SockDiag(Closing):
     """Exact look-ups in the network namespace that it was made in. For one thread.
 
     `interface` is the index of the device that the flows in question come in by: sockets bound to it
@@ -100,6 +103,7 @@ class SockDiag:
 
     def __init__(self, interface: int = 0) -> None:
         self.interface = interface
+        self.walk_s = 0.0  # how long the last search for all senders has taken
         self._sequence = 0
         self._found = self._missed = self._failed = self._stale = self._destroyed = 0
         self._answer = bytearray(16384)  # a datagram of a dump is as large as the buffer, at most
@@ -153,15 +157,33 @@ class SockDiag:
         Raises:
             KernelError: sock_diag cannot answer.
         """
-        port = four_tuple[-4:-2]
-        if len(four_tuple) != 12:
-            return [sender for local, _, sender in self._senders(socket.AF_INET6, port) if local[:12] != MAPPED]
-        dual_stack = [
-            sender
-            for local, is_v6_only, sender in self._senders(socket.AF_INET6, port)
-            if not is_v6_only and (local == ANY or local[:12] == MAPPED)
-        ]
-        return [sender for _, _, sender in self._senders(socket.AF_INET, port)] + dual_stack
+        return self.find_all_of([four_tuple])[four_tuple]
+
+    def find_all_of(self, four_tuples: Sequence[bytes]) -> dict[bytes, list[Socket]]:
+        """The same of many flows, in one walk for `MOST_PORTS` of them.
+
+        Raises:
+            KernelError: sock_diag cannot answer.
+        """
+        answer: dict[bytes, list[Socket]] = {}
+        began = time.perf_counter()
+        for first in range(0, len(four_tuples), MOST_PORTS):
+            some = four_tuples[first : first + MOST_PORTS]
+            v4 = self._senders(socket.AF_INET, [one for one in some if len(one) == 12])
+            v6 = self._senders(socket.AF_INET6, some)
+            for one in some:
+                port = one[-4:-2]
+                if len(one) != 12:
+                    answer[one] = [sender for local, _, sender in v6.get(port, ()) if local[:12] != MAPPED]
+                    continue
+                answer[one] = [sender for _, _, sender in v4.get(port, ())] + [
+                    sender
+                    for local, is_v6_only, sender in v6.get(port, ())
+                    if not is_v6_only and (local == ANY or local[:12] == MAPPED)
+                ]
+        if four_tuples:
+            self.walk_s = time.perf_counter() - began
+        return answer
 
     def find_bound(self, port: int) -> list[Bound]:
         """Every socket that takes what comes to this local port, on whichever address and device.
@@ -175,7 +197,7 @@ class SockDiag:
             Bound(protocol, _unmapped(local[:size]), one)
             for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16))
             for protocol, state in ((socket.IPPROTO_UDP, CLOSE), (socket.IPPROTO_TCP, LISTEN))
-            for local, _, one in self._dump(family, protocol, port.to_bytes(2, "big"), 1 << state)
+            for _, local, _, one in self._dump(family, protocol, [port.to_bytes(2, "big")], 1 << state)
         ]
 
     def destroy(self, protocol: int, four_tuple: bytes, cookie: bytes | None = None) -> bool:
@@ -256,7 +278,7 @@ class SockDiag:
     ) -> Socket | None:
         self._ask(NLM_F_REQUEST, family, protocol, sport, dport, source, destination)
         self._receive()
-        length, kind, _, _, state, _, interface, cookie, uid, inode = unpack_answer(self._answer)
+        _, kind, _, _, state, _, _, interface, cookie, uid, inode = unpack_answer(self._answer)
         if kind == NLMSG_ERROR:
             code = -unpack_errno(self._answer, ERRNO_AT)[0]
             if code == errno.ENOENT:
@@ -264,18 +286,24 @@ class SockDiag:
                 return None
             raise self._failure(code)
         self._found += 1
-        cgroup = self._attribute(INET_DIAG_CGROUP_ID, 0, length)
-        return Socket(inode, uid, cookie, state, cgroup and unpack_u64(self._answer, cgroup)[0], interface)
+        return Socket(inode, uid, cookie, state, interface)
 
-    def _senders(self, family: int, port: bytes) -> Iterator[tuple[bytes, bool, Socket]]:
-        """The UDP sockets on this port, but for those bound to another device."""
-        for found in self._dump(family, socket.IPPROTO_UDP, port, ALL_STATES):
-            if found[2].interface in (0, self.interface):
-                yield found
+    def _senders(self, family: int, four_tuples: Sequence[bytes]) -> dict[bytes, list[tuple[bytes, bool, Socket]]]:
+        """The UDP sockets on the source port of each, but for those bound to another device; by port."""
+        senders: dict[bytes, list[tuple[bytes, bool, Socket]]] = {}
+        ports = list({one[-4:-2] for one in four_tuples})
+        for port, local, is_v6_only, one in self._dump(family, socket.IPPROTO_UDP, ports, ALL_STATES) if ports else ():
+            if one.interface in (0, self.interface):
+                senders.setdefault(port, []).append((local, is_v6_only, one))
+        return senders
 
-    def _dump(self, family: int, protocol: int, port: bytes, states: int) -> Iterator[tuple[bytes, bool, Socket]]:
-        """Local address, whether it is for IPv6 alone, and the socket itself, of each on this port."""
-        self._ask(NLM_F_REQUEST | NLM_F_DUMP, family, protocol, port, NO_PORT, b"", b"", states=states)
+    def _dump(
+        self, family: int, protocol: int, ports: Sequence[bytes], states: int
+    ) -> Iterator[tuple[bytes, bytes, bool, Socket]]:
+        """Local port and address, whether it is for IPv6 alone, and the socket itself, of each on these ports."""
+        only, some = (ports[0], b"") if len(ports) == 1 else (NO_PORT, filter_of(ports))
+        flags = NLM_F_REQUEST | NLM_F_DUMP
+        self._ask(flags, family, protocol, only, NO_PORT, b"", b"", states=states, attributes=some)
         answer = self._answer
         while True:
             size, at = self._receive(), 0
@@ -285,11 +313,10 @@ class SockDiag:
                     return
                 if kind == NLMSG_ERROR:
                     raise self._failure(-unpack_errno(answer, at + ERRNO_AT)[0])
-                _, _, _, _, state, local, interface, cookie, uid, inode = unpack_answer(answer, at)
-                cgroup = self._attribute(INET_DIAG_CGROUP_ID, at, length)
-                only = self._attribute(INET_DIAG_SKV6ONLY, at, length)
-                cgroup_id = cgroup and unpack_u64(answer, cgroup)[0]
-                yield local, bool(only and answer[only]), Socket(inode, uid, cookie, state, cgroup_id, interface)
+                _, _, _, _, state, port, local, interface, cookie, uid, inode = unpack_answer(answer, at)
+                is_v6_only = self._attribute(INET_DIAG_SKV6ONLY, at, length)
+                one = Socket(inode, uid, cookie, state, interface)
+                yield port, local, bool(is_v6_only and answer[is_v6_only]), one
                 at += length + 3 & ~3
 
     def _ask(
@@ -304,14 +331,15 @@ class SockDiag:
         kind: int = SOCK_DIAG_BY_FAMILY,
         cookie: bytes = NO_COOKIE,
         states: int = ALL_STATES,
+        attributes: bytes = b"",
     ) -> None:
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         request = pack_request(
-            REQUEST_SIZE, kind, flags, self._sequence, 0,
+            REQUEST_SIZE + len(attributes), kind, flags, self._sequence, 0,
             family, protocol, 0, states, sport, dport, source, destination, self.interface, cookie,
         )  # fmt: skip
         try:
-            self._socket.send(request)
+            self._socket.send(request + attributes)
         except OSError as error:
             raise self._failure(error.errno) from error
 

@@ -20,7 +20,8 @@ def read(path: str) -> str | None:
         KernelError: it is there and cannot be read.
     """
     try:
-        return (ROOT / path).read_text().strip()
+        with open(f"{ROOT}/{path}", "rb", buffering=0) as file:  # noqa: PTH123 -- a third of the time, for all of ours often
+            return file.read().decode().strip()
     except FileNotFoundError:
         return None
     except OSError as error:

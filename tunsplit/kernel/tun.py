@@ -10,6 +10,8 @@ Some facts about TUN:
   inheritable. We read and write that by io.FileIO, which tells "nothing there" by None: an exception for
   it would cost as much as a packet.
 - The device goes with its last file descriptor, so a killed process leaves none behind.
+- Anybody who may can remove it, rename it or move it to another namespace while the descriptor is open. Reads of one
+  that was removed are EBADFD (drivers/net/tun.c, tun_chr_read_iter), for ever.
 """
 
 import errno
@@ -18,11 +20,11 @@ import io
 import os
 import socket
 import struct
-from types import TracebackType
 
 import pytun
 
 from tunsplit.errors import KernelError, PermissionMissing
+from tunsplit.kernel.closing import Closing
 from tunsplit.wire import vnet
 
 # include/uapi/linux/if_tun.h
@@ -41,8 +43,18 @@ OFFLOADS = (
 Buffer = bytearray | memoryview
 
 
-class Tun:
-    """A tun device with virtio-net headers, down and without addresses, while the object is open."""
+class Tun(Closing):
+    """A tun device with virtio-net headers, down and without addresses, while the object is open.
+
+    Attributes:
+        name: the device's.
+        index: the device's, in the network namespace in which it was made.
+        offloads: what the kernel hands over and takes, in words.
+        read_into: reads one packet into a buffer: bytes in all, virtio header included, or None where there is none
+            just now. OSError EBADFD when somebody has removed the device; others concern this packet only.
+        dropped: packets that the kernel did not take.
+        renewals: how often the device had to be made anew.
+    """
 
     def __init__(self, name: str) -> None:
         """Create the device.
@@ -52,32 +64,49 @@ class Tun:
             KernelError: there is no /dev/net/tun, or the name is in use.
         """
         self.name = name
-        try:
-            self._device = pytun.TunTapDevice(name=name, flags=pytun.IFF_TUN | pytun.IFF_NO_PI | IFF_VNET_HDR)
-        except (pytun.Error, OSError) as error:
-            raise _explained(name, error) from error
-        self._fd: int = self._device.fileno()
-        try:
-            os.set_blocking(self._fd, False)
-            os.set_inheritable(self._fd, False)
-            fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.SIZE))
-            self.offloads = self._negotiate()
-        except OSError as error:
-            self._device.close()
-            raise _explained(name, error) from error
-        except BaseException:
-            self._device.close()
-            raise
-        self._file = io.FileIO(self._fd, "r+", closefd=False)
-        # Reads one packet into a buffer: bytes in all, virtio header included, or None where there is none just now.
-        # OSError EBADFD when somebody has removed the device; others concern this packet only.
-        self.read_into = self._file.readinto
         self.dropped = 0
+        self.renewals = 0
+        self._open()
 
-    def _negotiate(self) -> str:
+    def _open(self) -> None:
+        try:
+            device = pytun.TunTapDevice(name=self.name, flags=pytun.IFF_TUN | pytun.IFF_NO_PI | IFF_VNET_HDR)
+        except (pytun.Error, OSError) as error:
+            raise _explained(self.name, error) from error
+        fd = device.fileno()
+        try:
+            os.set_blocking(fd, False)
+            os.set_inheritable(fd, False)
+            fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.SIZE))
+            self.offloads = self._negotiate(fd)
+            self.index = socket.if_nametoindex(self.name)
+        except OSError as error:
+            device.close()
+            raise _explained(self.name, error) from error
+        except BaseException:
+            device.close()
+            raise
+        self._device = device
+        self._fd: int = fd
+        self._file = io.FileIO(fd, "r+", closefd=False)
+        self.read_into = self._file.readinto
+
+    def renew(self) -> None:
+        """Make the device anew, since somebody has removed it, renamed it or taken it away. Its index is another.
+
+        Raises:
+            PermissionMissing: as at the start; the old descriptor stays, and leads nowhere.
+            KernelError: as at the start, the same.
+        """
+        lost = self._device
+        self._open()
+        lost.close()
+        self.renewals += 1
+
+    def _negotiate(self, fd: int) -> str:
         for flags, description in OFFLOADS:
             try:
-                fcntl.ioctl(self._fd, TUNSETOFFLOAD, flags)
+                fcntl.ioctl(fd, TUNSETOFFLOAD, flags)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise KernelError(f"TUNSETOFFLOAD on {self.name}: {error.strerror}") from error
@@ -107,14 +136,6 @@ class Tun:
     def close(self) -> None:
         """Remove the device, with its addresses and routes."""
         self._device.close()
-
-    def __enter__(self) -> "Tun":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _explained(name: str, error: Exception) -> Exception:

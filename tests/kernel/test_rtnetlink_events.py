@@ -1,0 +1,165 @@
+"""What rtnetlink tells by itself: neighbours, changes, losses."""
+
+import os
+import select
+import socket
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import (
+    ROUTER4,
+    ROUTER6,
+    UPLINK,
+    own_namespace,
+)
+from tunsplit.host import (
+    SCOPE_LINK,
+    NeighbourState,
+    Route,
+    Rule,
+)
+from tunsplit.kernel import rtnetlink as rtnetlink_module
+from tunsplit.kernel.rtnetlink import Change, Event, Loss, Rtnetlink, RtnetlinkEvents
+from tunsplit.names import ROUTE_PROTOCOL
+
+pytestmark = pytest.mark.netns
+
+TABLE = 7501
+
+# Neighbours.
+
+
+def awaited_neighbour(events: RtnetlinkEvents, address: str, state: int) -> Event | None:
+    while select.select([events.fileno()], [], [], 5)[0]:
+        for event in events.read():
+            neighbour = event.neighbour
+            if neighbour and neighbour.address == ip_address(address) and neighbour.state & state:
+                return event
+    return None
+
+
+@pytest.mark.parametrize("address", [ROUTER4, ROUTER6])
+def test_a_neighbour_is_resolved_when_asked_for(host, rtnetlink, eth0, address):
+    with RtnetlinkEvents() as events:
+        rtnetlink.neighbour_use(eth0, ip_address(address))
+        event = awaited_neighbour(events, address, NeighbourState.REACHABLE)
+
+    assert event is not None
+    assert event.neighbour is not None
+    assert (True, False, 6) == (event.neighbour.usable, event.neighbour.failed, len(event.neighbour.mac or b""))
+    assert event.neighbour.address in [one.address for one in rtnetlink.neighbours(eth0)]
+
+
+def test_a_neighbour_that_is_not_there_fails(host, rtnetlink, eth0):
+    host.sysctl("net/ipv4/neigh/eth0/retrans_time_ms", "20")
+    with RtnetlinkEvents() as events:
+        rtnetlink.neighbour_use(eth0, ip_address("192.168.50.99"))
+        event = awaited_neighbour(events, "192.168.50.99", NeighbourState.FAILED)
+
+    assert event is not None
+    assert event.neighbour is not None
+    assert (False, True) == (event.neighbour.usable, event.neighbour.failed)
+
+
+def test_a_managed_neighbour_is_ours_until_it_is_forgotten(host, rtnetlink, eth0):
+    rtnetlink.neighbour_managed(eth0, ip_address(ROUTER4))
+
+    assert [ROUTE_PROTOCOL] == [
+        one.protocol for one in rtnetlink.neighbours(eth0) if one.address == ip_address(ROUTER4)
+    ]
+    assert "managed" in host.ip("neigh show dev eth0")
+    with RtnetlinkEvents() as events:
+        rtnetlink.neighbour_forget(eth0, ip_address(ROUTER4))
+        rtnetlink.neighbour_forget(eth0, ip_address(ROUTER4))
+        gone = [event.neighbour for event in events.read() if event.neighbour]
+    assert not any(one.usable for one in gone)
+    assert [] == [one for one in rtnetlink.neighbours() if one.address == ip_address(ROUTER4)]
+
+
+# Events.
+
+
+def test_every_kind_of_change_is_heard(host):
+    """An IPv6 address is told of by a work queue, so some time after the command."""
+    with RtnetlinkEvents() as events:
+        for command, change in (
+            ("link set eth0 mtu 1400", Change.LINK),
+            ("address add 10.1.1.1/32 dev eth0", Change.ADDRESS),
+            ("route add 10.2.0.0/16 dev eth0", Change.ROUTE),
+            ("rule add pref 5 table 5", Change.RULE),
+            ("neigh add 192.168.50.7 lladdr 02:00:00:00:00:07 dev eth0", Change.NEIGHBOUR),
+            ("-6 address add 2001:db8:7::1/128 dev eth0 nodad", Change.ADDRESS),
+            ("-6 route add 2001:db8:8::/48 dev eth0", Change.ROUTE),
+            ("-6 rule add pref 5 table 5", Change.RULE),
+        ):
+            events.read()
+            host.ip(command)
+            heard: set[Change] = set()
+            while change not in heard and select.select([events], [], [], 5)[0]:
+                heard |= {event.change for event in events.read()}
+            assert change in heard, command
+
+
+def test_our_own_requests_are_not_heard(rtnetlink, eth0):
+    with RtnetlinkEvents(ignore_port=rtnetlink.port) as events:
+        rtnetlink.replace_route(Route(ip_network("10.9.0.0/16"), TABLE, eth0, scope=SCOPE_LINK))
+        rtnetlink.add_rule(Rule(4, 75, fwmark=0x7501, iif="lo", table=TABLE, protocol=ROUTE_PROTOCOL))
+        assert [] == events.read()
+
+
+def test_lost_events_are_told(host, rtnetlink, eth0):
+    with RtnetlinkEvents() as events:
+        with socket.socket(fileno=os.dup(events.fileno())) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for number in range(50):
+            rtnetlink.replace_route(Route(ip_network((0x0B000000 + (number << 8), 24)), TABLE, eth0, scope=SCOPE_LINK))
+
+        assert Event(Change.OVERRUN) in events.read()
+        assert [] == events.read()
+
+
+def test_the_sockets_are_not_inherited():
+    with own_namespace(), Rtnetlink(), RtnetlinkEvents() as events:
+        assert not os.get_inheritable(events.fileno())
+        assert not os.get_blocking(events.fileno())
+
+
+def test_a_kernel_without_ipv6_is_asked_for_ipv4_alone(host, rtnetlink, monkeypatch):
+    monkeypatch.setattr(rtnetlink_module, "IPV6_SWITCH", Path("/proc/sys/net/ipv6/conf/none/disable_ipv6"))
+    now = rtnetlink.snapshot()
+
+    assert (False, False) == (now.ipv6, now.ipv6_enabled)
+    assert {4} == {one.family for one in (*now.addresses, *now.routes, *now.rules)}
+    assert not [one for one in rtnetlink.neighbours() if one.address.version == 6]
+
+
+def test_what_is_lost_is_named(host):
+    with RtnetlinkEvents() as events:
+
+        def losses():
+            return {event.loss for event in events.read() if event.loss is not None}
+
+        host.ip("link add lost type bridge")
+        index = host.link("lost").index
+        host.ip("link set lost up")
+        host.ip("address add 192.0.2.1/24 dev lost")
+        losses()
+        host.ip("address del 192.0.2.1/24 dev lost")
+        assert {Loss(index, ip_address("192.0.2.1"))} == losses()
+        host.ip("link set lost down")
+        assert Loss(index) in losses()
+        host.ip("link delete lost")
+        assert {Loss(index)} == losses()
+
+
+def test_a_port_that_leaves_its_bridge_is_not_lost(host):
+    host.ip("link add bridge0 type bridge")
+    host.ip(f"link set {UPLINK} master bridge0")
+    with RtnetlinkEvents() as events:
+        host.ip(f"link set {UPLINK} nomaster")
+        found = events.read()
+
+        assert Change.LINK in {event.change for event in found}
+        assert Loss(host.link(UPLINK).index) not in {event.loss for event in found}
