@@ -203,6 +203,40 @@ def test_a_child_whose_living_parent_proc_does_not_know_was_missed(story):
     assert [] == story.words(12)
 
 
+def test_an_orphan_that_proc_shows_before_its_parents_end_is_told_is_believed_then(story):
+    """kernel/exit.c, do_exit: the children have another parent before the event is sent."""
+    story.fork(1, 10)
+    for parent, child in ((10, 11), (10, 12), (11, 13)):
+        story.fork(parent, child)
+    story.look(11, SH, parent=1)
+    assert [None, None] == [story.words(11), story.words(13)]
+    story.exit(12)
+    assert story.words(11) is None
+    story.exit(10)
+    assert {(11, 11), (13, 13)} == story.tree.changed()
+    assert [[], []] == [story.words(11), story.words(13)]
+
+
+def test_a_parents_end_does_not_explain_another_program_than_its_own(story):
+    """By CLONE_PARENT, of a curl that init started: whose child it is, the end of its supposed parent does not tell."""
+    story.fork(1, 10)
+    story.fork(10, 11)
+    story.look(11, CURL, parent=1)
+    story.exit(10)
+    assert story.words(11) is None
+    story.exec(11, CURL)
+    assert [] == story.words(11)
+
+
+def test_a_parents_end_that_was_lost_explains_nothing(story):
+    story.fork(1, 10)
+    story.fork(10, 11)
+    story.look(11, SH, parent=1)
+    story.tree.rescan([INIT, runs(10, SH), runs(11, SH)])
+    story.exit(10)
+    assert story.words(11) is None
+
+
 def test_a_second_birth_without_a_death_between_is_another_process(story):
     story.fork(1, 10)
     story.exec(10, FIREFOX)

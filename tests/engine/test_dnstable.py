@@ -172,3 +172,17 @@ def test_no_lan_route_leads_to_a_public_address():
 
 def test_the_documentation_shows_the_table():
     assert as_markdown() in (ROOT / "DESIGN.md").read_text()
+
+
+@pytest.mark.parametrize("platform", TABLE)
+@pytest.mark.parametrize("excluded", [True, False])
+@pytest.mark.parametrize("tunnel_up", [True, False])
+def test_the_vpns_client_asks_what_the_host_asked_before(platform, excluded, tunnel_up):
+    """L39: whatever the platform; the one that it has asked goes first."""
+    other = ip_address("192.0.2.99")
+    asked = table(platform, "public custom", system=(SYSTEM, other), listed_only=True)
+    choice = asked.choose(excluded=excluded, tunnel_up=tunnel_up, asked=other, client=True)
+
+    assert [f"outside {other}", f"outside {SYSTEM}"] == shown(choice)
+    assert f"{platform} · system DNS · tunnel client" == choice.row
+    assert () == table(platform, system=()).choose(excluded=excluded, tunnel_up=tunnel_up, client=True).servers

@@ -107,6 +107,40 @@ def test_a_reset_closes_and_another_changes_nothing(from_app):
         assert S.CLOSING is flow.state
 
 
+def test_a_flow_that_opens_its_connection_again_is_as_new():
+    """RFC 9293 §3.5.1: a server that knows an older connection answers a SYN with an ACK, and the RST is for that."""
+    world, flow = opened()
+    world.sent(tcp(OUT, flags=RST))
+    world.nat.reopen(flow, world.now)
+    assert (S.OPEN, rules.TCP_TRANSITORY_S, 0) == (flow.state, flow.idle_s, world.nat.statistics()["closing"])
+
+    assert 0 == world.later(rules.TCP_TRANSITORY_S - 1)
+    world.received(tcp(BACK, flags=FIN | ACK))
+    assert (S.OPEN, False) == (flow.state, flow.finished)
+    world.sent(tcp(OUT, flags=FIN | ACK))
+    assert (S.CLOSING, True) == (flow.state, flow.finished)
+
+
+def test_what_only_seemed_to_end_goes_on_and_ends_like_any_other():
+    """L37: whoever guesses ports can forge a reset; its socket is asked before the flow is forgotten."""
+    world, flow = opened()
+    alive = [True]
+    world.nat.goes_on = lambda one: one is flow and alive[0]
+    world.sent(tcp(OUT, flags=ACK))
+    world.received(tcp(BACK, flags=RST))
+    world.sent(tcp(OUT, flags=ACK))
+    assert 0 == world.later(rules.LINGER_S + 2)
+    assert (S.OPEN, 0) == (flow.state, world.nat.statistics()["closing"])
+    assert 0 == world.later(rules.TCP_TRANSITORY_S)
+    assert world.received(tcp(BACK)) is not None
+
+    alive[0] = False
+    world.received(tcp(BACK, flags=RST))
+    assert "closing" == flow.state.value
+    assert 1 == world.later(rules.LINGER_S + 2)
+    assert world.received(tcp(BACK)) is None
+
+
 def test_last_seen_is_of_either_direction():
     world, flow = opened()
     world.now += 5

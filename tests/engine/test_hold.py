@@ -63,8 +63,30 @@ def test_one_flow_cannot_take_all_room():
 @pytest.mark.parametrize(("bound", "most"), [("MOST_FLOWS", 3), ("MOST_OCTETS", 3 * 29)])
 def test_flows_and_octets_are_bounded(monkeypatch, bound, most):
     monkeypatch.setattr(rules, bound, most)
+    monkeypatch.setattr(rules, "SHARE", 1)
     hold = Hold(1.0)
 
     assert [True, True, True, False] == [hold.add(packet(5000 + number, b"?"), 0.0) for number in range(4)]
     hold.release(key(packet(5000)))
     assert hold.add(packet(5003, b"?"), 0.0)
+
+
+@pytest.mark.parametrize(("bound", "most"), [("MOST_FLOWS", 4 * 3), ("MOST_OCTETS", 4 * 3 * 29)])
+def test_one_user_cannot_take_everybody_s_room(monkeypatch, bound, most):
+    monkeypatch.setattr(rules, bound, most)
+    hold = Hold(1.0)
+    added = [hold.add(packet(5000 + number, b"?"), 0.0, 1000) for number in range(4)]
+
+    assert [True, True, True, False] == added
+    assert hold.add(packet(6000, b"?"), 0.0, 1001)
+    assert hold.add(packet(7000, b"?"), 0.0)  # nobody knows whose
+    hold.release(key(packet(5000)))
+    assert hold.add(packet(5003, b"?"), 0.0, 1000)
+
+
+def test_what_follows_counts_as_its_flow_s_user_s(monkeypatch):
+    monkeypatch.setattr(rules, "MOST_OCTETS", 4 * 2 * 29)
+    hold = Hold(1.0)
+
+    assert [True, True, False] == [hold.add(packet(5000, b"?"), 0.0, user) for user in (1000, 1001, 1002)]
+    assert hold.add(packet(5001, b"?"), 0.0, 1001)

@@ -17,7 +17,7 @@ ROUTE6 = Route(ip_network("2001:db8:9::/48"), 7501, 2, metric=7, protocol=117)
 ROUTES = [
     ROUTE,
     replace(ROUTE, scope=SCOPE_HOST, metric=3),
-    replace(ROUTE, destination=EVERYWHERE, scope=0, prefsrc=ip_address("192.168.9.1"), mtu=1300),
+    replace(ROUTE, destination=EVERYWHERE, scope=0, prefsrc=ip_address("192.168.9.1"), mtu=1300, advmss=1260),
     replace(ROUTE, scope=0, gateway=ip_address("192.168.9.7")),
     replace(ROUTE, scope=0, gateway=ip_address("192.168.77.7"), onlink=True),
     replace(ROUTE, scope=0, gateway=ip_address("fe80::7")),

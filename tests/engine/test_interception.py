@@ -11,9 +11,14 @@ RELAY, LAN, PUBLIC, OTHER = map(ip_address, ("10.64.0.1", "192.168.50.53", "8.8.
 APPS = pytest.mark.parametrize("excluded", [True, False], ids=["excluded", "included"])
 
 
-def of(port, asked, *, excluded, tunnel_up=True, **table):
+def of(port, asked, *, excluded, tunnel_up=True, client=False, **table):
     return handling(
-        DnsTable("linux", **{"relay": (RELAY,), **table}), port, asked, excluded=excluded, tunnel_up=tunnel_up
+        DnsTable("linux", **{"relay": (RELAY,), **table}),
+        port,
+        asked,
+        excluded=excluded,
+        tunnel_up=tunnel_up,
+        client=client,
     )
 
 
@@ -56,3 +61,13 @@ def test_an_encrypted_one_reaches_the_resolvers_of_the_table_by_its_routes(
 )
 def test_elsewhere_than_the_list_only_excluded_apps_ask(port, asked, excluded, expected):
     assert expected is of(port, asked, excluded=excluded, listed_only=True)
+
+
+@APPS
+@pytest.mark.parametrize("listed_only", [True, False])
+@pytest.mark.parametrize(
+    ("port", "asked", "expected"),
+    [(53, OTHER, Handling.ANSWER), (853, LAN, Handling.UPLINK), (853, RELAY, Handling.REFUSE)],
+)
+def test_the_vpns_client_has_a_row_of_its_own(port, asked, expected, listed_only, excluded):
+    assert expected is of(port, asked, excluded=excluded, client=True, system=(LAN,), listed_only=listed_only)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tests import craft
 from tests.craft import ACK, RST, SYN, TCP, UDP, ends, tcp, udp
 from tests.world import BACK, BOTH, OUT, TUNNEL, UPLINK, V4, V6, World, way
+from tunsplit.engine.direction import Direction
 from tunsplit.engine.flow import FlowEvent, FlowState
 
 # What is written
@@ -37,6 +38,22 @@ def test_an_unfinished_checksum_is_right_once_it_is_finished(app, out, back, to_
     received = world.received(craft.unfinished(build(back, data)), finished=False)
     assert received is not None
     assert build(to_app, data) == craft.finished(received)
+
+
+@BOTH
+@pytest.mark.parametrize("build", [udp, tcp])
+def test_an_apps_datagram_is_asked_for_its_socket_once_a_batch(world, app, out, back, to_app, outside, build):
+    """L27, L28: a port may have changed hands since; a segment belongs to its connection, and replies are nobody's."""
+    world.open(app, outside=outside, protocol=UDP if build is udp else TCP)
+
+    def passes(direction: Direction, packet: bytes) -> bool:
+        return direction.translate(bytearray(packet), len(packet), True, world.now) is not None
+
+    for _ in range(2):
+        assert passes(world.nat.outbound, build(app, b"?"))
+    world.now += 0.001
+    assert (build is tcp) is passes(world.nat.outbound, build(app, b"?"))
+    assert passes(world.nat.inbound(UPLINK), build(back, b"!"))
 
 
 @BOTH

@@ -1,5 +1,7 @@
 """The end of flows, and what NAT keeps: no more than it must, for no longer."""
 
+import gc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,8 +9,9 @@ from hypothesis import strategies as st
 from tests import craft
 from tests.craft import ACK, FIN, ICMP, ICMPV6, RST, TCP, UDP, ends, tcp, udp
 from tests.world import BACK, BOTH, OUT, TUNNEL, UPLINK, World
+from tunsplit.engine import nat
 from tunsplit.engine.direction import destination_of, reversed_key, source_of
-from tunsplit.engine.flow import FlowEvent
+from tunsplit.engine.flow import Flow, FlowEvent, Rewrite
 
 # The end
 
@@ -83,12 +86,57 @@ def test_what_has_ended_is_kept_nowhere(world):
     assert [{}, {}] == [world.nat._due, world.nat._closing]  # noqa: SLF001  # what would pile up
 
 
+def test_what_has_ended_leaves_the_collector_nothing_to_do(world):
+    """Its passes stop everything: a flow and its two rewrites, which refer to each other, must not wait for one."""
+
+    def alive():
+        return [one for one in gc.get_objects() if isinstance(one, Flow | Rewrite)]
+
+    before = len(alive())
+    gc.disable()
+    try:
+        world.open(OUT, outside="192.0.2.7:40000")
+        assert 3 == len(alive()) - before
+        world.later(1000.0)
+        assert 0 == len(alive()) - before
+    finally:
+        gc.enable()
+
+
 def test_the_clock_may_start_anywhere_and_time_without_flows_costs_nothing(world):
-    assert 0 == world.nat.expire(1e12)
+    assert 0 == sum(world.nat.expire(1e12))
     world.now = 1e12
     world.open(OUT, outside="192.0.2.7:40000")
     assert 0 == world.later(299)
     assert 1 == world.later(2)
+
+
+def test_many_that_are_due_at_once_end_a_few_at_a_time(world, monkeypatch):
+    """Two thousand connections a second are as many that end in one moment: packets are not to wait for them all."""
+    monkeypatch.setattr(nat, "EXPIRED", 2)
+    flows = [
+        world.open(f"10.128.0.1:{5000 + n} > 1.1.1.1:53", outside=f"192.0.2.7:{40000 + n}", protocol=UDP)
+        for n in range(5)
+    ]
+    expiry = world.nat.expire(world.now + 31.0)
+
+    assert [2, 2] == [next(expiry), next(expiry)]
+    world.nat.end(flows[-1], FlowEvent.TIMEOUT, world.now)  # it may end in between
+    assert [[], []] == [list(expiry), list(world.nat)]
+
+
+def test_after_a_long_sleep_what_is_due_ends_and_new_flows_have_their_whole_time(world):
+    """A process that was stopped for a day: its clock has gone on, in one step."""
+    flows = [
+        world.open(f"10.128.0.1:{port} > 1.1.1.1:53", outside=f"192.0.2.7:{port + 35000}") for port in (5000, 5001)
+    ]
+    day = 86_400
+    world.now += day
+    fresh = world.open("10.128.0.1:5002 > 1.1.1.1:443", outside="192.0.2.7:40002")
+
+    assert len(flows) == world.later(0)
+    assert [fresh] == list(world.nat)
+    assert (0, 1) == (world.later(299), world.later(2))
 
 
 # The bounds

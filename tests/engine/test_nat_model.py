@@ -154,6 +154,12 @@ class Nats(RuleBasedStateMachine):
         self.seen[self.key(one)] = self.world.now
 
     @rule(one=flows)
+    def reopen(self, one: Conversation) -> None:
+        if self.alive(one) and (flow := self.open_flows[self.key(one)][1]).state is FlowState.CLOSING:
+            self.world.nat.reopen(flow, self.world.now)
+            assert (FlowState.OPEN, False) == (flow.state, flow.finished)
+
+    @rule(one=flows)
     def end(self, one: Conversation) -> None:
         if self.alive(one):
             _, flow = self.open_flows.pop(self.key(one))

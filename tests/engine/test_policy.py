@@ -47,6 +47,17 @@ class Held(NamedTuple):
     everybody: tuple[Process, ...]
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("forwarded", Verdict)
+def test_guests_are_on_the_side_that_was_said_and_in_the_tunnel_while_splitting_is_off(enabled, forwarded):
+    judgement = Policy((), enabled=enabled, forwarded=forwarded).judge_forwarded()
+
+    if enabled or forwarded is Verdict.BLOCK:
+        assert Judgement(forwarded, "forwarded") == judgement
+    else:
+        assert Judgement(Verdict.TUNNEL, "splitting is off") == judgement
+
+
 def owner(*lines, certainty=Certainty.EXACT):
     """Who holds the socket: each a process, then its ancestors."""
     everybody = [

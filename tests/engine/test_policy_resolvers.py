@@ -8,15 +8,15 @@ from tunsplit.engine.reasons import Mark, Reason
 from tunsplit.engine.rules import Rule
 from tunsplit.process import Process
 
-STUB, OTHER = (Process(pid, 1, 1, 0, None) for pid in (53, 54))
+RESOLVER, OTHER = (Process(pid, 1, 1, 0, None) for pid in (53, 54))
 LISTED = Reason(1, "/usr/sbin/dnsmasq")
 BY_HAND = Reason(None, "", Mark.EXCLUDED)
 IN_TUNNEL = Judgement(Verdict.TUNNEL, "local resolver")
 
 
-def judge(*reasons, mode=Mode.EXCLUDE, force=False, holders=(STUB,)):
+def judge(*reasons, mode=Mode.EXCLUDE, force=False, holders=(RESOLVER,)):
     policy = Policy((Rule(1, "/usr/sbin/dnsmasq", (), force=force), Rule(2, "other", ())), mode)
-    return policy.judge(Owner(holders, Certainty.EXACT), lambda _: reasons, lambda process: process is STUB)
+    return policy.judge(Owner(holders, Certainty.EXACT), lambda _: reasons, lambda process: process is RESOLVER)
 
 
 def test_in_mode_include_its_questions_go_in_the_tunnel_listed_or_not():
@@ -43,9 +43,9 @@ def test_who_is_none_is_judged_as_ever(mode):
 
 
 def test_a_socket_that_is_shared_with_an_app_beside_the_tunnel_is_ambiguous():
-    assert Judgement(Verdict.BLOCK, "ambiguous") == judge(LISTED, holders=(STUB, OTHER))
+    assert Judgement(Verdict.BLOCK, "ambiguous") == judge(LISTED, holders=(RESOLVER, OTHER))
 
 
 def test_whose_reasons_nobody_knows_is_unattributed():
     policy = Policy(())
-    assert "unattributed" == policy.judge(Owner((STUB,)), lambda _: None, lambda _: True).reason
+    assert "unattributed" == policy.judge(Owner((RESOLVER,)), lambda _: None, lambda _: True).reason

@@ -4,7 +4,7 @@ import pytest
 
 from tests.engine.story import CURL, EXCLUDED, FIREFOX, INCLUDED, SH, STEAM, Story, firefox, rule_for, runs, steam
 from tunsplit.engine.processes import ProcessTree
-from tunsplit.engine.reasons import Birth, Standing
+from tunsplit.engine.reasons import Birth, Standing, count_descendants
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def test_what_events_tell_of_a_process_need_not_be_read(story):
     story.exec(10, FIREFOX)
     assert story.tree.recall(99) is None
     story.words(10)
-    process, has_children = story.tree.recall(10)
-    assert (10, 10, 1, "/usr/bin/firefox", False) == (*process[:3], process.executable.path, has_children)
+    process = story.tree.recall(10)
+    assert (10, 10, 1, "/usr/bin/firefox") == (*process[:3], process.executable.path)
     story.fork(10, 11)
-    assert story.tree.recall(10)[1]
+    assert process is story.tree.recall(10)
     assert story.tree.recall(11) is None  # nobody has looked at it yet
     story.words(11)
     story.exit(10)
@@ -61,7 +61,18 @@ def test_what_events_tell_of_a_process_need_not_be_read(story):
     story.words(12)
     story.tree.exec(12, 10_000)
     assert story.tree.recall(12) is None  # what it runs now was not read yet
-    assert (11, 11, 0) == story.tree.recall(11)[0][:3]
+    assert 12 not in [one.pid for one in story.tree.lineage(12, 12)]
+    assert (11, 11, 0) == story.tree.recall(11)[:3]
+
+
+def test_descendants_are_the_living_in_any_generation_and_no_kernel_threads(story):
+    for parent, child in ((1, 10), (10, 11), (11, 12), (10, 13), (1, 20)):
+        story.fork(parent, child)
+    story.look(20, "", is_kernel=True)
+    story.exit(11)
+
+    counted = {pid: count_descendants(pid, story.tree.nodes()) for pid in (1, 10, 11, 12, 99)}
+    assert {1: (3, 4), 10: (2, 4), 11: (0, 4), 12: (0, 4), 99: (0, 4)} == counted
 
 
 def test_a_child_keeps_what_its_parent_was_at_its_birth(story):

@@ -23,6 +23,7 @@ from tunsplit.engine.processstate import dump, load
 from tunsplit.engine.reasons import Mark, Standing
 
 if TYPE_CHECKING:
+    from tunsplit.engine.reasons import Reasons
     from tunsplit.engine.rules import Rule
 
 
@@ -43,9 +44,11 @@ class Person:
     parent: "Person | None"
     born_as: Ran | None
     ran: Ran
+    before: Ran | None = None  # what it ran before that
     mark: Mark | None = None
     alive: bool = True
     told: Standing | None = field(default=None)
+    answered: "tuple[int, Reasons | None] | None" = field(default=None)
 
     @property
     def shown_parent(self):
@@ -100,8 +103,10 @@ class Truth(RuleBasedStateMachine):
     def exec(self, data, path, read):
         person = self.somebody(data)
         # What was read of it may be in doubt for good: whether the exec was under way then, cannot be told.
-        self.gap = self.gap or person.ran.path == path or not person.ran.read
-        person.ran = Ran(path, False)
+        # And if it runs again what it ran before, what is read now may have been read late, too.
+        again = person.before is not None and person.before.path == path
+        self.gap = self.gap or again or person.ran.path == path or not person.ran.read
+        person.before, person.ran = person.ran, Ran(path, False)
         self.tree.exec(person.pid, self.now)
         if read:
             self.read_all()
@@ -160,7 +165,7 @@ class Truth(RuleBasedStateMachine):
         if restart:
             self.tree = load(records, self.entries, self.picture())
             for person in self.people:
-                person.told = None
+                person.told = person.answered = None
         else:
             self.tree.rescan(self.picture())
 
@@ -185,6 +190,10 @@ class Truth(RuleBasedStateMachine):
             truth, unread = self.truth(person)
             assert said in (truth, Standing.UNKNOWN)
             assert said is truth or unread or self.gap
+            # Who remembers an answer may go by it as long as nothing is counted.
+            if person.answered is not None and person.answered[0] == self.tree.changes:
+                assert person.answered[1] == reasons
+            person.answered = self.tree.changes, reasons
             if person.told is not None:
                 assert (said is not person.told) == ((person.pid, person.start_time) in changed)
             person.told = said

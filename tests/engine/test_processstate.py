@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.engine.story import CURL, EXCLUDED, FIREFOX, INCLUDED, INIT, SH, USER, Story, firefox, runs, steam
+from tests.engine.story import CURL, EXCLUDED, FIREFOX, INCLUDED, INIT, SH, STEAM, USER, Story, firefox, runs, steam
 from tunsplit.engine.processstate import dump, load
 from tunsplit.engine.reasons import Birth
 
@@ -133,3 +133,19 @@ def test_after_a_long_time_who_is_gone_is_believed_to_have_been_what_it_was(stor
     data = json.loads(json.dumps(dump(story.tree)))
     assert () == load(data, [firefox], picture, recent=False).reasons(11, 11)
     assert load(data, [firefox], picture).reasons(11, 11) is None
+
+
+def test_who_has_the_pid_of_a_dead_ancestor_stays_known(story):
+    story.fork(1, 10)
+    story.exec(10, FIREFOX)
+    story.fork(10, 11)
+    story.exit(10)
+    story.tree.fork(1, 10, 20)
+    story.tree.exec(10, 10_000)
+    story.look(10, STEAM, start_time=20)
+    story.fork(11, 12)
+    story.exit(11)  # only 12's line names the first 10 now, and is recorded after the second
+    second = runs(10, STEAM, start_time=20)
+    tree = restart(story.tree, [firefox, steam], [INIT, second, runs(12, FIREFOX)])
+    assert [10, 12] == [one.pid for one in tree.listed()]
+    assert tree.birth(10, 20) is Birth.SEEN

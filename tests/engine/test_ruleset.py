@@ -7,17 +7,20 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from tests.hosts import own_namespace
-from tunsplit.engine.ruleset import COUNTERS, RulesetFacts, rulesets
+from tunsplit.engine.nftsets import address_sets
+from tunsplit.engine.ruleset import COUNTERS, RulesetFacts, guard, rulesets
 from tunsplit.errors import KernelError
 from tunsplit.kernel import nft
+from tunsplit.kernel.nftguard import Guard
+from tunsplit.names import MARK_TUNNEL, MARK_UPLINK
 
 RELAY, RELAY6 = ip_address("203.0.113.10"), ip_address("2001:db8:113::10")
 TYPICAL = RulesetFacts(
     uplinks=("eth0",),
     tunnel="wg0",
     tun="tunsplit0",
+    forwarded="tunsplit1",
     tun_addresses=(ip_address("10.128.0.1"), ip_address("2001:2:0:5::1")),
-    tunnel_addresses=(ip_address("10.64.0.2"), ip_address("fd64::2")),
     fwmark=51820,
     endpoints=((RELAY, 17, 51820),),
 )
@@ -27,6 +30,11 @@ LAN = replace(
     lan_networks=(ip_network("192.168.50.0/24"), ip_network("fd50::/64")),
     lan_holes=(ip_network("192.168.50.9/32"),),
 )
+GUESTS = replace(
+    TYPICAL,
+    forwarded_addresses=(ip_address("10.128.0.5"), ip_address("2001:2:0:5::5")),
+    guests=("docker0", "virbr0"),
+)
 VARIANTS = {
     "typical": TYPICAL,
     "lan": LAN,
@@ -34,15 +42,20 @@ VARIANTS = {
     "lan without an uplink": replace(LAN, uplinks=(), lan_networks=(), lan_holes=()),
     "overlapping local networks": replace(LAN, lan_networks=(ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16"))),
     "no uplink": replace(TYPICAL, uplinks=()),
+    "guests": GUESTS,
+    "guests without the firewall": replace(GUESTS, firewall=False),
     "bridges": replace(TYPICAL, uplinks=("br0",), bridges=("br0", "docker0")),
     "two uplinks": replace(TYPICAL, uplinks=("eth0", "wlan0")),
     "no firewall": replace(TYPICAL, firewall=False),
-    "no addresses": replace(TYPICAL, tun_addresses=(), tunnel_addresses=()),
+    "no addresses": replace(TYPICAL, tun_addresses=()),
     "mark alone": replace(TYPICAL, endpoints=()),
     "endpoints": replace(TYPICAL, fwmark=None, endpoints=((RELAY, 17, 1194), (RELAY6, 6, 443)), transport_uids=(0, 99)),
     "no transport": replace(TYPICAL, fwmark=None, endpoints=()),
     "odd names": replace(TYPICAL, uplinks=("br-lan.7@x", "a:b+c"), tunnel="tun=0"),
 }
+
+
+SETS = address_sets([ip_address("10.64.0.2"), ip_address("fd64::2")])
 
 
 def chain(name: str, facts: RulesetFacts = TYPICAL) -> list[str]:
@@ -55,11 +68,31 @@ def chain(name: str, facts: RulesetFacts = TYPICAL) -> list[str]:
 @pytest.mark.parametrize("facts", VARIANTS.values(), ids=VARIANTS)
 def test_nft_takes_it_and_takes_it_again(facts):
     with own_namespace():
-        nft.apply(rulesets(facts), anew=True)
+        nft.apply(rulesets(facts), anew=True, sets=SETS)
         first = nft.listing(), nft.listing("arp")
-        nft.apply(rulesets(facts), anew=False)
+        nft.apply(rulesets(facts), anew=False, sets=SETS)
 
         assert first == (nft.listing(), nft.listing("arp"))
+        with Guard() as guarding:
+            assert facts.firewall == guarding.apply(guard(facts))
+
+
+def test_nothing_of_the_text_changes_with_the_tunnels_addresses():
+    assert {"inet": {"tunnel4": (), "tunnel6": ()}, "arp": {"tunnel4": ()}} == address_sets([])
+    assert {"inet": {"tunnel4", "tunnel6"}, "arp": {"tunnel4"}} == {
+        family: set(re.findall(r"@(tunnel\d)", body)) for family, body in rulesets(TYPICAL).items()
+    }
+
+
+def test_the_guard_is_the_firewall_once_more():
+    twin = []
+    for name in ("outgoing", "incoming", "forwarded"):
+        hook, *rules = (re.sub(r"counter name \w+ ", "", line) for line in chain(name))
+        twin.append(f"add chain inet tunsplit_guard {name} {{ {hook.replace('filter;', 'filter + 1;')} }}")
+        twin += [f"add rule inet tunsplit_guard {name} {rule}" for rule in rules]
+
+    assert twin == guard(TYPICAL).splitlines()
+    assert "" == guard(replace(TYPICAL, firewall=False))
 
 
 @pytest.mark.parametrize("name", ['eth"0', "eth*", "e\\0", "a{b}", "a;b", ""])
@@ -129,6 +162,58 @@ def test_a_bridge_may_switch_its_own_frames_only():
     assert [] == [rule for rule in chain("forwarded") if rule.endswith("accept")]
 
 
+def test_only_guests_and_their_tun_forward_to_each_other():
+    accepted = [rule for rule in chain("forwarded", GUESTS) if rule.endswith("accept")]
+
+    assert [
+        'iifname { "docker0", "virbr0" } oifname { "tunsplit1" } counter name accepted_forwarded accept',
+        'iifname { "tunsplit1" } oifname { "docker0", "virbr0" } counter name accepted_forwarded accept',
+    ] == accepted
+
+
+def test_the_tun_of_forwarded_packets_is_nobodys_elses():
+    """Neither does this host send by it, with or without the firewall, nor does anything come in by it for the host."""
+    for facts in (GUESTS, VARIANTS["guests without the firewall"]):
+        assert ["type filter hook output priority filter; policy accept;", *(
+            'oifname { "tunsplit1" } ' + word
+            for word in ("meta l4proto tcp counter name rejected reject with tcp reset", "counter name rejected reject")
+        )] == chain("unforwarded", facts)  # fmt: skip
+        assert 'iifname { "tunsplit1" } counter name arrived_elsewhere drop' in chain("arrived", facts)
+        assert 'oifname { "tunsplit0" } ct status snat counter name rewritten drop' in chain("unwritten", facts)
+        elsewhere = 'iifname != { "lo", "tunsplit0", "tunsplit1" } ip daddr { 10.128.0.5 }'
+        assert f"{elsewhere} counter name arrived_for_other_side drop" in chain("arrive", facts)
+
+
+def test_what_the_kernel_answers_to_strangers_does_not_fill_the_tun():
+    """But a listener's word, so many a second, and what comes from resolvers of our own, by the tun's address."""
+    into, drop = 'oifname { "tunsplit0" } ', " counter name answered_nobody drop"
+    own = {"ip": "10.128.0.1", "ip6": "2001:2:0:5::1"}
+    for facts, others in (
+        (TYPICAL, [f"{family} saddr != {{ {address} }}" for family, address in own.items()]),
+        (VARIANTS["no addresses"], ["meta nfproto ipv4", "meta nfproto ipv6"]),
+    ):
+        assert [
+            f"{into}icmp type echo-reply{drop}",
+            f"{into}icmpv6 type echo-reply{drop}",
+            *(
+                f"{into}{other} {word}{drop}"
+                for other in others
+                for word in (
+                    "tcp flags rst ct direction reply ct status and assured == 0",
+                    "tcp flags & (syn | ack) == syn | ack limit rate over 500/second burst 100 packets",
+                )
+            ),
+        ] == chain("unanswered", facts)[1:]
+
+
+def test_guests_are_told_of_errors_and_of_nothing_else():
+    told = [rule for rule in chain("outgoing", GUESTS) if "docker0" in rule]
+
+    assert 2 == len(told)
+    assert all("accepted_guests" in rule and "destination-unreachable" in rule for rule in told)
+    assert [] == [rule for rule in chain("incoming", GUESTS) if "docker0" in rule]
+
+
 def test_names_come_before_the_local_network():
     rules = chain("may_leave", LAN)
     names = rules.index("meta l4proto { tcp, udp } th dport { 53, 853 } return")
@@ -142,6 +227,32 @@ def test_the_local_network_takes_the_uplinks_own_address_only():
 
     assert 4 == len(accepted)
     assert all(rule.startswith('oifname { "eth0" }') for rule in accepted)
+
+
+def test_what_names_another_way_or_quotes_a_question_does_not_leave():
+    """L32, L37: nor to the local network."""
+    rules = chain("may_leave", LAN)
+    refused = [
+        "icmp type destination-unreachable @th,224,16 { 53, 853 } return",
+        "icmpv6 type destination-unreachable @th,384,16 { 53, 853 } return",
+        "ip hdrlength > 5 return",
+        "exthdr rt exists return",
+    ]
+    first_local = next(number for number, rule in enumerate(rules) if "192.168.50.0/24" in rule)
+
+    assert all(rules.index(rule) < first_local for rule in refused)
+
+
+def test_our_own_sockets_are_known_by_mark_device_and_owner_together():
+    """L33; and no socket takes a mark of ours from what comes in (tcp_fwmark_accept)."""
+    assert [
+        f'oifname {{ "eth0" }} meta mark {MARK_UPLINK:#x} meta skuid 0 accept',
+        f'oifname {{ "wg0" }} meta mark {MARK_TUNNEL:#x} meta skuid 0 accept',
+    ] == chain("may_leave")[:2]
+    assert [
+        f'iifname {{ "eth0" }} meta mark {MARK_UPLINK:#x} meta mark set 0',
+        f'iifname {{ "wg0" }} meta mark {MARK_TUNNEL:#x} meta mark set 0',
+    ] == chain("arrived")[-2:]
 
 
 def test_the_transport_is_exact():
@@ -160,3 +271,17 @@ def test_a_foreign_owner_is_refused_before_the_endpoint_is_accepted():
 def test_discovery_is_refused_unless_it_is_allowed():
     assert [rule for rule in chain("may_leave", LAN) if "5355" in rule]
     assert not [rule for rule in chain("may_leave", VARIANTS["discovery"]) if "5355" in rule]
+
+
+def test_what_comes_by_the_tunnel_is_for_the_tunnels_address_and_not_in_the_local_networks_name():
+    """L20, L37; what is no local network's own, though it lies within, may well come from there."""
+    expected = [
+        'iifname { "wg0" } fib daddr type local fib daddr . iif type != local counter name arrived_for_other_side drop',
+        'iifname { "wg0" } ip saddr { 192.168.50.0/24 } ip saddr != { 192.168.50.9/32 } '
+        "counter name arrived_forged drop",
+        'iifname { "wg0" } ip6 saddr { fd50::/64 } counter name arrived_forged drop',
+    ]
+    facts = replace(LAN, lan_networks=(*LAN.lan_networks, ip_network("fe80::/64")))
+
+    assert expected == [rule for rule in chain("arrive", facts) if "drop" in rule and not rule.startswith("iifname !=")]
+    assert [expected[0]] == [rule for rule in chain("arrive") if "drop" in rule and not rule.startswith("iifname !=")]

@@ -4,9 +4,10 @@ import dpkt
 import pytest
 
 from tests import craft
-from tests.craft import GRE, TCP, echo, ends, error, tcp, transport, udp
-from tests.world import TUNNEL, World, unknown
-from tunsplit.engine.slowpath import Unknown
+from tests.craft import GRE, TCP, address, echo, ends, error, tcp, transport, udp
+from tests.world import TUNNEL, unknown, way
+from tunsplit.engine.flow import FlowEvent
+from tunsplit.engine.slowpath import TooBig, Unknown
 
 # Version, the app and its peer inside, the same outside, a router, kinds of error.
 V4 = ("10.128.0.1", "192.0.2.7", "1.1.1.1", "203.0.113.1")
@@ -14,11 +15,6 @@ V6 = ("fd75::1", "2001:db8:50::2", "2001:db8::1", "2001:db8:ff::1")
 BOTH = pytest.mark.parametrize(("own", "outside", "peer", "router"), [V4, V6], ids=["v4", "v6"])
 UNREACHABLE, PORT = {False: 3, True: 1}, {False: 3, True: 4}  # by "is IPv6"
 TIME_EXCEEDED = {False: 11, True: 3}
-
-
-@pytest.fixture
-def world():
-    return World()
 
 
 def at(address: str, port: int) -> str:
@@ -58,6 +54,21 @@ def test_the_path_mtu_is_kept(world, own, outside, peer, router):
     assert error(f"{router} > {own}", expected[:548], kind, code, word=1280) == received
     header = 40 if ":" in own else 20
     assert 1280 == int.from_bytes(received[header + 4 : header + 8], "big")
+
+
+@BOTH
+@pytest.mark.parametrize(("build", "protocol"), [(udp, 17), (tcp, 6)])
+def test_a_path_that_is_too_narrow_is_told_apart(world, own, outside, peer, router, build, protocol):
+    """For whom the error is not the kernel's to remember; the size is the packet's own word."""
+    opened(world, own, outside, peer, protocol)
+    kind, code = (2, 0) if ":" in own else (3, 4)
+    cause = build(line(outside, 40000, peer, 53), bytes(1400))
+
+    (told,) = world.told_too_big(error(f"{router} > {outside}", cause[:100], kind, code, word=1280))
+    assert TooBig(1280, len(cause), 1 if protocol == 6 else None) == told
+    assert [None] == world.told_too_big(error(f"{router} > {outside}", cause[:100], TIME_EXCEEDED[":" in own]))
+    if ":" not in own:
+        assert [None] == world.told_too_big(error(f"{router} > {outside}", cause[:100], 3, 1))
 
 
 @BOTH
@@ -127,6 +138,24 @@ def test_an_error_keeps_its_flow_alive_but_is_none_of_its_packets(world, own, ou
 
 
 # What finds no flow
+
+
+@BOTH
+def test_of_a_servers_answer_only_what_the_kernel_cannot_tell_its_socket_is_ours(world, own, outside, peer, router):
+    """It left from the address that was asked; the socket is bound to every one, and looks for its way without."""
+    key, kind, code = ends(line(own, 53, peer, 5000)).key, *((2, 0) if ":" in own else (3, 4))
+    flow = world.nat.open_untranslated(
+        17, key, way(outside), world.now, app=None, reason="", attribution="", asked=(address(outside), 53)
+    )  # fmt: skip
+    cause, as_sent = (udp(line(source, 53, peer, 5000), bytes(1400)) for source in (outside, own))
+    too_big = error(f"{router} > {outside}", cause[:548], kind, code, word=1280)
+
+    assert [error(f"{router} > {own}", as_sent[:548], kind, code, word=1280)] == world.received_slowly(too_big)
+    assert [TooBig(1280, len(cause), None)] == world.told_too_big(too_big)
+    refused = error(f"{router} > {outside}", cause[:548], UNREACHABLE[":" in own], PORT[":" in own])
+    assert nobodys(world.received_slowly(refused))
+    world.nat.end(flow, FlowEvent.TIMEOUT, world.now)
+    assert nobodys(world.received_slowly(too_big))
 
 
 def nobodys(outcome: list[bytes] | Unknown) -> bool:

@@ -5,17 +5,31 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from tests.snapshots import ETH0, HOST, ROUTES4, ROUTES6, TUN, TUNNEL4, TUNNEL6, UPLINK4, UPLINK6, WG0, on_link, via
-from tunsplit.engine.sides import find_sides
-from tunsplit.engine.steering import LAST_METRIC, Endpoint, SteeringSettings, plan
-from tunsplit.host import Action, Address, HostPlan, Route, RouteType, Rule, Snapshot, TunFacts
+from tests.engine.plans import ADDRESSES, LAN, RELAY, SETTINGS, WITH_GUESTS, planned, rules, table
+from tests.snapshots import (
+    ETH0,
+    HOST,
+    ROUTES4,
+    ROUTES6,
+    TUN,
+    TUNNEL4,
+    TUNNEL6,
+    UPLINK4,
+    UPLINK6,
+    WG0,
+    on_link,
+    via,
+)
+from tunsplit.host import Action, Address, Route, RouteType, Snapshot
 from tunsplit.names import (
-    PRIORITY_DNS,
-    PRIORITY_LAN,
+    PRIORITY_BOUND,
     PRIORITY_NAMED,
-    PRIORITY_TRANSPORT,
     PRIORITY_UNREACHABLE,
     ROUTE_PROTOCOL,
+    TABLE_BOUND_TUNNEL,
+    TABLE_BOUND_UPLINK,
+    TABLE_FORWARDED,
+    TABLE_GUESTS,
     TABLE_LAN,
     TABLE_NAMED,
     TABLE_TUN,
@@ -23,32 +37,6 @@ from tunsplit.names import (
     TABLE_UPLINK,
     TABLES,
 )
-
-RELAY = Endpoint(ip_address("203.0.113.10"), 51820, 17)
-RELAY6 = Endpoint(ip_address("2001:db8:113::10"), 443, 6)
-SETTINGS = SteeringSettings(tunnel="wg0", fwmark=51820, endpoints=(RELAY,))
-LAN = replace(SETTINGS, lan_allow=True)
-ADDRESSES = (ip_interface("10.128.0.1/32"), ip_interface("2001:2:0:5::1/128"))
-
-
-def planned(snapshot: Snapshot = HOST, settings: SteeringSettings = SETTINGS) -> HostPlan:
-    sides = find_sides(snapshot, tunnel=settings.tunnel, uplink=settings.uplink, tun=TUN.name)
-    return plan(settings, snapshot, sides, TunFacts(TUN, ADDRESSES))
-
-
-def table(wanted: HostPlan, number: int) -> list[str]:
-    """The routes of a table as words, without those that close."""
-    return [words(route) for route in wanted.routes if route.table == number and route.metric != LAST_METRIC]
-
-
-def words(route: Route) -> str:
-    text = str(route.destination) if route.destination.prefixlen else f"default{route.family}"
-    if route.type != RouteType.UNICAST:
-        text = f"{route.type.name.lower()} {text}"
-    if route.gateway:
-        text += f" via {route.gateway}"
-    return text + (f" dev {route.oif}" if route.oif else "") + (" onlink" if route.onlink else "")
-
 
 MATRIX = [
     # uplink4 tunnel4 uplink6 tunnel6 → families of the tun, of the uplink's table, of the tunnel's table
@@ -82,9 +70,11 @@ def test_a_family_is_routed_where_a_side_has_it_and_closed_everywhere(present, t
         }
 
     assert (tun, uplink, tunnel) == (families(TABLE_TUN), families(TABLE_UPLINK), families(TABLE_TUNNEL))
-    assert tun == {address.version for address in wanted.tun_addresses}
+    assert tun == families(TABLE_FORWARDED)
+    assert [tun, tun] == [{address.version for address in one.addresses} for one in wanted.tuns]
     closing = {(route.table, route.family) for route in wanted.routes if route.type == RouteType.UNREACHABLE}
-    closed = set(TABLES) - {TABLE_LAN, TABLE_NAMED}
+    assert tun == families(TABLE_BOUND_UPLINK) == families(TABLE_BOUND_TUNNEL)
+    closed = set(TABLES) - {TABLE_LAN, TABLE_NAMED, TABLE_GUESTS, TABLE_BOUND_UPLINK, TABLE_BOUND_TUNNEL}
     assert {(number, family) for number in closed for family in (4, 6)} == closing
     assert len(uplink & {6}) + len(tunnel & {6}) == len(table(wanted, TABLE_NAMED))
 
@@ -121,8 +111,17 @@ def test_of_two_hops_of_one_route_the_first_is_taken():
     assert ["192.168.50.0/24 dev 2", "default4 via 192.168.50.1 dev 2"] == table(planned(host), TABLE_UPLINK)
 
 
+def test_of_two_routers_the_one_that_is_to_be_preferred_is_taken():
+    """RFC 4191 §2.1: as the kernel would, which shows no such thing of our own routes."""
+    low, high = via("::/0", "fe80::a", metric=1024), replace(via("::/0", "fe80::b", metric=1024), preference=1)
+    host = replace(HOST, routes=(low, high))
+
+    assert ["default6 via fe80::b dev 2"] == table(planned(host), TABLE_UPLINK)
+    assert {0} == {route.preference for route in planned(host).routes}
+
+
 def test_everything_carries_our_protocol():
-    wanted = planned(settings=LAN)
+    wanted = planned(WITH_GUESTS, settings=LAN)
 
     assert {ROUTE_PROTOCOL} == {route.protocol for route in wanted.routes} | {rule.protocol for rule in wanted.rules}
     assert set(TABLES) == {route.table for route in wanted.routes}
@@ -142,17 +141,23 @@ def test_a_tunnel_with_ethernet_uses_its_own_gateway():
     assert ["10.8.0.0/24 dev 3", "default4 dev 3"] == table(planned(bare), TABLE_TUNNEL)
 
 
-def rules(wanted: HostPlan, priority: int, family: int = 4) -> list[Rule]:
-    return [rule for rule in wanted.rules if rule.priority == priority and rule.family == family]
+def test_what_carries_an_address_of_a_side_comes_by_a_route_of_its_own():
+    wanted = planned()
+
+    found = {(str(rule.source), rule.table) for rule in wanted.rules if rule.priority == PRIORITY_BOUND}
+    assert {
+        *((f"{one.interface.ip}/{one.interface.max_prefixlen}", TABLE_BOUND_UPLINK) for one in UPLINK4 + UPLINK6),
+        *((f"{one.interface.ip}/{one.interface.max_prefixlen}", TABLE_BOUND_TUNNEL) for one in TUNNEL4 + TUNNEL6),
+    } == found
+    into = [route for route in wanted.routes if route.oif == TUN.index and route.family == 4]
+    assert len(into) == len({route.metric for route in into}) == 3
 
 
-def test_the_block_is_in_order_and_for_this_hosts_own_packets():
-    for family in (4, 6):
-        found = [rule for rule in planned(settings=LAN).rules if rule.family == family]
+def test_a_syn_promises_what_the_narrower_side_takes():
+    wanted = planned()
 
-        assert sorted(found, key=lambda rule: rule.priority) == found
-        assert {"lo"} == {rule.iif for rule in found[:-2]}
-        assert [None, None] == [rule.iif for rule in found[-2:]]
+    promised = {route.family: route.advmss for route in wanted.routes if route.oif == TUN.index}
+    assert {4: wanted.tun_mtu - 40, 6: wanted.tun_mtu - 60} == promised
 
 
 def test_a_datagram_that_names_a_device_finds_it_until_it_is_marked_for_the_tun():
@@ -162,47 +167,6 @@ def test_a_datagram_that_names_a_device_finds_it_until_it_is_marked_for_the_tun(
     assert {ADDRESSES[1].ip} == {route.prefsrc for route in wanted.routes if route.table == TABLE_NAMED}
     assert [(0, 17), (0, 58)] == [(rule.fwmark, rule.ipproto) for rule in rules(wanted, PRIORITY_NAMED, 6)]
     assert [] == rules(wanted, PRIORITY_NAMED, 4)
-
-
-def test_names_are_asked_for_by_the_tun_before_the_local_network():
-    wanted = planned(settings=LAN)
-
-    assert [(17, 53), (6, 53), (17, 853), (6, 853)] == [
-        (rule.ipproto, rule.dport[0]) for rule in rules(wanted, PRIORITY_DNS) if rule.dport
-    ]
-    assert {TABLE_TUN} == {rule.table for rule in rules(wanted, PRIORITY_DNS)}
-    assert [] == rules(planned(), PRIORITY_LAN)
-    assert 1 == len(rules(wanted, PRIORITY_LAN))
-
-
-def test_the_transport_is_known_by_mark_and_endpoint():
-    (rule,) = rules(planned(), PRIORITY_TRANSPORT)
-
-    assert (51820, ip_network("203.0.113.10/32"), 17, TABLE_UPLINK) == (rule.fwmark, rule.to, rule.ipproto, rule.table)
-    assert [] == rules(planned(), PRIORITY_TRANSPORT, 6)
-
-
-def test_the_transport_is_known_by_mark_alone_where_no_endpoint_is():
-    wanted = planned(settings=replace(SETTINGS, endpoints=()))
-
-    for family in (4, 6):
-        (rule,) = rules(wanted, PRIORITY_TRANSPORT, family)
-        assert (51820, None, None) == (rule.fwmark, rule.to, rule.ipproto)
-
-
-def test_the_transport_is_known_by_endpoint_and_owner_where_no_mark_is():
-    settings = replace(SETTINGS, fwmark=None, endpoints=(RELAY, RELAY6), transport_uid=990)
-    four, six = (rules(planned(settings=settings), PRIORITY_TRANSPORT, family) for family in (4, 6))
-
-    assert [(0, 0), (990, 990)] == [rule.uidrange for rule in four]
-    assert {(17, (51820, 51820), None)} == {(rule.ipproto, rule.dport, rule.fwmark) for rule in four}
-    assert {(6, (443, 443), ip_network("2001:db8:113::10/128"))} == {
-        (rule.ipproto, rule.dport, rule.to) for rule in six
-    }
-
-
-def test_without_a_transport_of_its_own_nothing_passes_for_one():
-    assert [] == rules(planned(settings=SteeringSettings(tunnel="wg0")), PRIORITY_TRANSPORT)
 
 
 def test_without_ipv6_only_the_closed_way_is_left_of_it():
@@ -309,3 +273,23 @@ def test_a_named_uplink_is_closed_also_before_it_is_there():
 
     assert '"eth7"' in wanted.rulesets["inet"]
     assert '"eth7"' in wanted.rulesets["arp"]
+
+
+def test_a_tunnel_that_is_away_changes_neither_nftables_nor_sysctls():
+    here = planned()
+    own = tuple(address.interface.ip for address in (*TUNNEL4, *TUNNEL6))
+    down = replace(HOST, links=(ETH0, replace(WG0, up=False), TUN))
+    gone = Snapshot((ETH0, TUN), (*UPLINK4, *UPLINK6), HOST.routes)
+    for away in (down, gone):
+        found = planned(away, tunnel_addresses=own)
+
+        assert (here.rulesets, here.sets, here.sysctls) == (found.rulesets, found.sets, found.sysctls)
+        assert () == planned(away).sets["inet"]["tunnel4"]  # the control
+    assert here.sets["arp"]["tunnel4"] == here.sets["inet"]["tunnel4"] == own[:1]
+
+
+def test_what_was_the_tunnels_address_may_be_somebody_elses_now():
+    (address,) = (one for one in TUNNEL4)
+    moved = Snapshot((ETH0, TUN), (*UPLINK4, replace(address, index=ETH0.index)), HOST.routes)
+
+    assert () == planned(moved, tunnel_addresses=[address.interface.ip]).sets["inet"]["tunnel4"]

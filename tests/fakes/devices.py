@@ -6,8 +6,9 @@ from ipaddress import ip_address
 
 from tests.craft import ends
 from tunsplit.engine.flow import App, Flow
-from tunsplit.engine.nat import Nat, Way
+from tunsplit.engine.nat import Nat
 from tunsplit.engine.ports import PortPool
+from tunsplit.engine.rewrites import Way
 from tunsplit.host import IPAddress, Link, Neighbour, NeighbourState
 from tunsplit.kernel.packet import PacketStatistics
 from tunsplit.tasks.side import HEADROOM, SideDevice, frame_buffer
@@ -58,7 +59,7 @@ class FakeTun:
     def __init__(self) -> None:
         self._pipe = Pipe()
         self.answers: list[bytes] = []
-        self.dropped = 0
+        self.dropped = self.renewals = 0
         self.errors: list[OSError] = []  # the next reads end in these
         self.reads = 0
 
@@ -132,15 +133,22 @@ class Side:
         self.asked: list[IPAddress] = []
         self.answers = True  # whether the kernel takes the question for a neighbour
         self.too_big: list[tuple[bytes, int]] = []
+        self.knows = False  # whether the app has been told before
         self.unreachable: list[bytes] = []
+        self.no_way: list[bytes] = []
         self.device = SideDevice(
             side,
             link,
             self.socket,  # type: ignore[arg-type]  # a fake
             resolve=self._resolve,
-            too_big=lambda _, packet, mtu: self.too_big.append((packet, mtu)),
+            too_big=self._too_big,
             unreachable=lambda _, packet: self.unreachable.append(packet),
+            no_way=lambda _, packet: self.no_way.append(packet),
         )
+
+    def _too_big(self, _: object, packet: bytes, mtu: int) -> bool:
+        self.too_big.append((packet, mtu))
+        return not self.knows
 
     def _resolve(self, _: int, address: IPAddress) -> bool:
         self.asked.append(address)

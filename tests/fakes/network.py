@@ -1,19 +1,36 @@
 """The network task on a real host, without the rest of a daemon."""
 
+import io
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from socket import if_nametoindex
 from typing import Any
 
 import trio
 import trio.testing
 
 from tests.fakes.devices import nat, opened
-from tests.hosts import FAR4, SETTINGS, TUN, TUN4
+from tests.fakes.judges import as_real
+from tests.hosts import FAR4, FORWARDED, SETTINGS, TUN, TUN4, open_tun
+from tunsplit.errors import KernelError
 from tunsplit.kernel.hostconfig import HostConfig
 from tunsplit.kernel.rtnetlink import Rtnetlink, RtnetlinkEvents
 from tunsplit.tasks.network import Network
+from tunsplit.tasks.tuns import Tuns
 
 FLOW = f"{TUN4}:5000 > {FAR4}:53"
+
+
+class OwnTun:
+    """A tun of the host's as ours; who takes it away has to say what it is made anew of."""
+
+    def __init__(self, name):
+        self.name = name
+        self.index = if_nametoindex(name)
+        self.renew = self._give_up
+
+    def _give_up(self):
+        raise KernelError(f"{self.name} is gone")
 
 
 class World:
@@ -23,11 +40,13 @@ class World:
         self.nat = nat()
         self.changes = 0
         self.opened: list[str] = []
+        self.ended: list[Any] = []
+        self.tun, self.forwarded = OwnTun(TUN), OwnTun(FORWARDED)
         self.nursery: trio.Nursery
         self.host_config = HostConfig(rtnetlink)
         self.network = Network(
             SETTINGS,
-            tun=TUN,
+            tuns=Tuns(as_real(self.tun), as_real(self.forwarded)),
             tun_addresses=(),
             tun_mtu=tun_mtu,
             nat=self.nat,
@@ -37,7 +56,8 @@ class World:
             protocols=frozenset(),
         )
         self.network.on_change = self._changed
-        self.network.on_device = lambda device: self.opened.append(device.side)
+        self.network.on_end = self.ended.append
+        self.network.devices.on_device = lambda device: self.opened.append(device.side)
 
     def _changed(self):
         self.changes += 1
@@ -58,7 +78,11 @@ class World:
 
 @asynccontextmanager
 async def a_world(**settings):
-    with Rtnetlink() as rtnetlink, RtnetlinkEvents(ignore_port=rtnetlink.port) as events:
+    with (
+        io.FileIO(open_tun(FORWARDED)),  # it goes with its descriptor
+        Rtnetlink() as rtnetlink,
+        RtnetlinkEvents(ignore_port=rtnetlink.port) as events,
+    ):
         world = World(rtnetlink, events, **settings)
         try:
             world.network.refresh()
@@ -67,7 +91,7 @@ async def a_world(**settings):
                 yield world
                 nursery.cancel_scope.cancel()
         finally:
-            world.network.close()
+            world.network.devices.close()
             world.host_config.release()
 
 

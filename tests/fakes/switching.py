@@ -14,6 +14,7 @@ class FakeSwitching:
         self.paths: dict[str, bool] = {"/usr/bin/firefox": True}  # whether saved
         self.processes: list[Json] = []
         self.by_hand: dict[int, tuple[int, bool]] = {}
+        self.below: dict[int, int] = {}  # how many of ten descend from it
         self.enabled = True
         self.wrong: str | None = None  # what is wrong with the configuration
         self.resolver = "/usr/sbin/dnsmasq"
@@ -49,6 +50,9 @@ class FakeSwitching:
         if pid == 1:
             raise TunsplitError("process 1 has ended")
         self.by_hand[pid] = (start_time, included)
+
+    def descendants(self, pid: int) -> tuple[int, int]:
+        return self.below.get(pid, 0), 10
 
     def remove_pid(self, pid: int) -> bool:
         return self.by_hand.pop(pid, None) is not None

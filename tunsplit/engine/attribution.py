@@ -5,14 +5,16 @@ A source that sees further (a process noted for each datagram by a program in th
 kept from events) is one more at the head of the list.
 """
 
-from collections.abc import Iterator
-from enum import Enum
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from tunsplit.process import Process
 
+Key = tuple[int, bytes]  # protocol, four-tuple
 
-class Certainty(Enum):
+
+class Certainty(StrEnum):
     """How sure it is that the owner sent the flow."""
 
     EXACT = "exact"  # one socket fits, one process holds it
@@ -49,19 +51,20 @@ class Attribution(NamedTuple):
 
 
 class Source(Protocol):
-    """Something that can tell whose flow it is. `four_tuple` is the key of the flow, as the app sends it."""
+    """Something that can tell whose flow it is. A flow is its protocol and its four-tuple, as the app sends it."""
 
     def attribute(self, protocol: int, four_tuple: bytes) -> Attribution | None:
         """Answer at once, from what is known already; None when it takes a search."""
 
-    def search(self, protocol: int, four_tuple: bytes) -> Iterator[Attribution | None]:
-        """Search: None now and then, so that others get their turn; then the answer, if there is one."""
+    def search(self, flows: Sequence[Key]) -> Iterator[tuple[Key, Attribution] | None]:
+        """Search for all of these at once: an answer for each that has one. None now and then, to give way."""
 
 
-def search_all(sources: tuple[Source, ...], protocol: int, four_tuple: bytes) -> Iterator[Attribution | None]:
-    """Search source by source, until one answers."""
+def search_all(sources: tuple[Source, ...], flows: Sequence[Key]) -> Iterator[tuple[Key, Attribution] | None]:
+    """Search source by source, for each flow until one answers."""
+    left = dict.fromkeys(flows)
     for source in sources:
-        for answer in source.search(protocol, four_tuple):
-            yield answer
+        for answer in source.search(tuple(left)) if left else ():
             if answer is not None:
-                return
+                del left[answer[0]]
+            yield answer

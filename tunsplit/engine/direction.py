@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from tunsplit.engine.flow import Flow, FlowState, Rewrite
+from tunsplit.engine.flow import OPEN, Flow, Rewrite
 from tunsplit.wire.ip import (
     FRAGMENT,
     NO_OPTIONS,
@@ -40,13 +40,18 @@ def destination_of(key: bytes) -> bytes:
 class Direction:
     """One direction's rewrites, by protocol and four-tuple; and the fast path."""
 
-    def __init__(self, *, outbound: bool, on_close: Callable[[Flow], None]) -> None:
+    def __init__(self, *, outbound: bool, on_close: Callable[[Flow], None], owned: bool | None = None) -> None:
+        """`owned`: these are packets of this host's sockets; None: if they are outbound."""
         self._outbound = outbound
+        self.owned = outbound if owned is None else owned
         self._on_close = on_close
         self._rewrites: defaultdict[int, dict[bytes, Rewrite]] = defaultdict(dict)
         # Only TCP and UDP begin with their ports; for all others the fast path has to find nothing.
         self._fast: list[dict[bytes, Rewrite]] = [{}] * 256
         self._fast[TCP], self._fast[UDP] = self._rewrites[TCP], self._rewrites[UDP]
+        # Of UDP servers' answers that left from another address than the app's own: what comes in is the kernel's, but
+        # it cannot tell the socket how narrow the path is.
+        self.answered: dict[bytes, Rewrite] = {}
 
     def find(self, protocol: int, key: bytes) -> Rewrite | None:
         """The rewrite for this four-tuple."""
@@ -96,7 +101,7 @@ class Direction:
             pack_u16(packet, at, check % 0xFFFF)
         else:
             # A port can change hands: once a batch, its socket is asked for.
-            if self._outbound and now != rewrite.last_seen:
+            if self.owned and now != rewrite.last_seen:
                 return None
             if check or not finished:  # UDP: 0 means "none" (RFC 768), so a computed 0 goes out as 0xFFFF
                 check += -rewrite.transport_delta if finished else rewrite.pseudo_delta
@@ -112,11 +117,13 @@ class Direction:
 
     def control(self, rewrite: Rewrite, flags: int) -> bool:
         """Follow a segment with SYN, FIN or RST; False if it opens a connection and has to be judged first."""
-        if flags & SYN:
-            return not self._outbound or bool(flags & ACK)
         flow = rewrite.flow
+        if flags & SYN:
+            # With ACK it is a server's word, or of two ends that open at once, of which we have seen the SYN.
+            return not self._outbound or bool(flags & ACK and flow.translated)
         if flags & FIN:
-            flow.closed_ways |= 1 if self._outbound else 2
-        if (flags & RST or flow.closed_ways == 3) and flow.state is FlowState.OPEN:
+            # What comes in for one that is not translated passes us by: its own end is all that we shall see.
+            flow.closed_ways |= (1 if self._outbound else 2) if flow.translated else 3
+        if (flags & RST or flow.closed_ways == 3) and flow.state is OPEN:
             self._on_close(flow)
         return True

@@ -149,14 +149,25 @@ class DnsTable:
         """Whether it is one of the resolvers at hand."""
         return address in self.custom or address in self.relay or address in self.system
 
-    def choose(self, *, excluded: bool, tunnel_up: bool, asked: IPAddress | None = None) -> Choice:
+    def choose(
+        self, *, excluded: bool, tunnel_up: bool, asked: IPAddress | None = None, client: bool = False
+    ) -> Choice:
         """Where a question of an excluded, or a normal, app goes.
+
+        The VPN's client asks system DNS outside the tunnel, whatever the platform, and also while the tunnel's device
+        is up: one that stays while its client looks for the server again carries nothing.
 
         Args:
             excluded: the app's verdict is the uplink.
             tunnel_up: the tunnel can be used; matters to `fallback` alone.
             asked: the resolver that the app asked; None: our own stub. It goes first if it is one to try.
+            client: the app is the VPN's client.
         """
+        if client:
+            row = f"{self.platform} · system DNS · tunnel client"
+            return Choice(
+                Route.OUTSIDE, _first(asked, [Server(address, Route.OUTSIDE, row) for address in self.system]), row
+            )
         if self.listed_only and asked is not None and not self.is_listed(asked):
             return self._unlisted(asked, excluded=excluded)
         found: list[Server] = []
@@ -167,10 +178,7 @@ class DnsTable:
             if cell.route is Route.REFUSED:
                 refused = row
             found += self._servers(cell, addresses, row, fall_back=self.fallback and excluded and not tunnel_up)
-        servers = tuple(dict.fromkeys(found))
-        if servers:
-            first = tuple(server for server in servers if server.address == asked)
-            servers = first + tuple(server for server in servers if server.address != asked)
+        if servers := _first(asked, found):
             return Choice(servers[0].route, servers, servers[0].row)
         if refused:
             return Choice(Route.REFUSED, (), refused)
@@ -202,6 +210,11 @@ class DnsTable:
         if not excluded:
             return Choice(Route.REFUSED, (), row)
         return Choice(Route.OUTSIDE, (Server(asked, Route.OUTSIDE, row),), row)
+
+
+def _first(asked: IPAddress | None, servers: Iterable[Server]) -> tuple[Server, ...]:
+    """Each server once, the one that was asked before the others."""
+    return tuple(sorted(dict.fromkeys(servers), key=lambda server: server.address != asked))
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,13 @@ may become other programs. Of images that nobody has read, only one and the same
 is known to be alike: it may be read yet, where another who shares it lives. What does not fit then is cut off: the last
 of the line that is left counts as one whose birth was missed.
 
-Invariants: `children` counts the nodes whose `parent` this is. A dead node that has children is an ancestor, or was cut
+Descriptors go down the lines too, and stay with whoever has them when those between have ended: so it can be asked who
+may have what somebody has. Who was born unseen may descend from anybody.
+
+Of an orphan /proc shows the new parent before the event of the old one's end (kernel/procevents.py). Who looks an
+orphan while its parent lives, as far as events tell, counts as missed, until that end is told: then nothing was amiss.
+
+Invariants: `children` are the nodes whose `parent` this is. A dead node that has children is an ancestor, or was cut
 off itself; one without is resting, or gone. No line has a loop.
 """
 
@@ -30,7 +36,10 @@ class Family:
         self._forget = forget
         self._resting: OrderedDict[Node, None] = OrderedDict()
         self._ancestors: OrderedDict[Node, None] = OrderedDict()
+        self._strangers: set[Node] = set()  # whose parent is not known
+        self._orphans: set[Node] = set()  # by what /proc showed, of parents whose end nobody has told
         self.cut = 0  # lines that were cut off for room
+        self.missed = 0  # births
 
     def __len__(self) -> int:
         """How many dead are kept."""
@@ -39,6 +48,42 @@ class Family:
     def ancestors(self) -> list[Node]:
         """The dead who have descendants."""
         return list(self._ancestors)
+
+    def miss(self, node: Node) -> None:
+        """Somebody's birth was missed."""
+        node.birth = Birth.MISSED
+        self.missed += 1
+        self._strangers.add(node)
+
+    def miss_parent(self, node: Node) -> None:
+        """/proc has shown another parent of somebody than the one that lives."""
+        self.miss(node)
+        self._orphans.add(node)
+
+    def forget_orphans(self) -> None:
+        """Ends were lost: those that are found now explain nothing."""
+        self._orphans.clear()
+
+    def kin(self, node: Node, most: int) -> list[int] | None:
+        """Who lives and may share descriptors with a node by birth, as pids; None: too many.
+
+        Those are its ancestors, its descendants, and with their descendants those whose parent is not known.
+
+        Args:
+            node: the one who is asked about.
+            most: how many there may be besides its ancestors, those counted who link the living to it.
+        """
+        seen = {node}
+        ahead = [node, *self._strangers]
+        while ahead:
+            one = ahead.pop()
+            seen.add(one)
+            if len(seen) > most + 1:
+                return None
+            # Of the dead those who rest have nobody left, and may be many.
+            ahead += [child for child in one.children if (child.alive or child.children) and child not in seen]
+        seen |= {*line_of(node)}
+        return [one.pid for one in seen if one.alive and one is not node]
 
     def bear(self, node: Node, above: Node) -> bool:
         """Give a new node its parent; False if the line has no room for it."""
@@ -60,20 +105,28 @@ class Family:
         return True
 
     def bury(self, node: Node) -> bool:
-        """Keep a node that died as long as it may be needed; False if another one was cut off for it."""
+        """Keep a node that died as long as it may be needed; False if by that others have other lines."""
         node.alive = node.leader = False
         node.threads = 0
+        orphans = self._orphans & node.children
+        self._orphans -= orphans
+        for orphan in orphans:
+            if orphan.misfit is None:  # else it is still somebody else's child
+                orphan.birth = Birth.SEEN
+                self._strangers.discard(orphan)
         if not node.children:
+            self._strangers.discard(node)
             self._resting[node] = None
             if len(self._resting) > RESTING:
                 self._drop(next(iter(self._resting)))
             return True
         self._ancestors[node] = None
         if len(self._ancestors) <= ANCESTORS:
-            return True
+            return not orphans
         oldest = next(iter(self._ancestors))
         del self._ancestors[oldest]
         oldest.birth = Birth.MISSED
+        self._strangers.add(oldest)
         self._attach(oldest, None, None)
         self.cut += 1
         return False
@@ -81,6 +134,8 @@ class Family:
     def revive(self, node: Node) -> None:
         """Take back that a node died."""
         node.alive = True
+        if node.birth is Birth.MISSED:
+            self._strangers.add(node)
         self._resting.pop(node, None)
         self._ancestors.pop(node, None)
 
@@ -90,15 +145,17 @@ class Family:
         node.parent, node.parent_image, node.depth = above, image, 0
         if above is not None:
             node.depth = above.depth + 1
-            above.children += 1
+            above.children.add(node)
             if above in self._resting:
                 del self._resting[above]
                 self._ancestors[above] = None
-        if before is not None:
-            self._lose_child(before)
+                if above.birth is Birth.MISSED:
+                    self._strangers.add(above)
+        if before is not None and before is not above:
+            self._lose_child(before, node)
 
-    def _lose_child(self, node: Node) -> None:
-        node.children -= 1
+    def _lose_child(self, node: Node, child: Node) -> None:
+        node.children.discard(child)
         if not node.children and not node.alive:
             self._drop(node)
 
@@ -108,10 +165,12 @@ class Family:
         while gone is not None and not gone.children and not gone.alive:
             self._resting.pop(gone, None)
             self._ancestors.pop(gone, None)
+            self._strangers.discard(gone)
+            self._orphans.discard(gone)
             self._forget(gone)
             above, gone.parent = gone.parent, None
             if above is not None:
-                above.children -= 1
+                above.children.discard(gone)
             gone = above
 
     def _shorten(self, node: Node) -> None:

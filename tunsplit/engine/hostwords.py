@@ -31,6 +31,8 @@ def route_words(route: Route, names: Mapping[int, str]) -> str:
         words += f" src {route.prefsrc}"
     if route.mtu is not None:
         words += f" mtu {route.mtu}"
+    if route.advmss is not None:
+        words += f" advmss {route.advmss}"
     return f"ip -{route.family} {words}{' onlink' if route.onlink else ''}"
 
 

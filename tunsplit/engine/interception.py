@@ -33,7 +33,9 @@ SIDES = {
 }
 
 
-def handling(table: DnsTable, port: int, asked: IPAddress, *, excluded: bool, tunnel_up: bool) -> Handling:
+def handling(
+    table: DnsTable, port: int, asked: IPAddress, *, excluded: bool, tunnel_up: bool, client: bool = False
+) -> Handling:
     """Say what becomes of a flow to this resolver.
 
     Args:
@@ -42,10 +44,11 @@ def handling(table: DnsTable, port: int, asked: IPAddress, *, excluded: bool, tu
         asked: the address that the app names.
         excluded: whether the app is judged to be on the uplink.
         tunnel_up: whether the tunnel can be used.
+        client: whether the app is the VPN's client, which asks system DNS wherever it addresses its questions.
     """
-    if table.listed_only and not table.is_listed(asked):
+    if table.listed_only and not client and not table.is_listed(asked):
         return Handling.UPLINK if excluded else Handling.REFUSE
     if port == CLEAR:
         return Handling.ANSWER
-    choice = table.choose(excluded=excluded, tunnel_up=tunnel_up, asked=asked)
+    choice = table.choose(excluded=excluded, tunnel_up=tunnel_up, asked=asked, client=client)
     return next((SIDES[server.route] for server in choice.servers if server.address == asked), Handling.REFUSE)

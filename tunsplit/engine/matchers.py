@@ -138,6 +138,21 @@ class CgroupRule:
         return process.cgroup is not None and self._fullmatch(process.cgroup) is not None
 
 
+@dataclass(frozen=True)
+class UnitRule:
+    """A unit of the system's own service manager, in whatever slice: below a service, groups are its own to make."""
+
+    unit: str
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"(?:/[^/]+\.slice)*/{re.escape(self.unit)}(?:/.*)?", re.DOTALL)
+
+    def matches(self, process: Process) -> bool:
+        """Whether the process is in the unit's control group, or below it, now."""
+        return process.cgroup is not None and self._pattern.fullmatch(process.cgroup) is not None
+
+
 # By what each kind of matcher judges: the keys of the configuration.
 KEYS: dict[type, str] = {
     PathRule: "path",
@@ -145,6 +160,7 @@ KEYS: dict[type, str] = {
     CmdlineRule: "cmdline",
     UserRule: "user",
     CgroupRule: "cgroup",
+    UnitRule: "cgroup",
 }
 
 

@@ -14,55 +14,57 @@ Invariants: a flow's two rewrites open and expire together. No two flows have th
 same reply four-tuple on one device. A port is live as long as a flow uses it. What has ended is referred to
 nowhere: a flow is in one bucket of those that may be idle by a second, and leaves it when it ends.
 
+What comes out of the tun of forwarded packets is looked for among the flows of guests alone, which no socket of this
+host has: the same four-tuple may be there twice. What comes back is looked for among all.
+
+Who can guess a flow's ports can forge its end, and NAT knows nothing of windows (RFC 9293 §3.10.7.4): only the app's
+TCP can tell. So a flow that seems to be over is asked for before it is forgotten, and goes on if its socket does.
+
 When the table is full, the flow that closed first gives way; if none is closing, the new one is refused. When
 ports run out, so does it, then what is idle for longest.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from heapq import nsmallest
+from itertools import islice
 
+from tunsplit.engine.attribution import Owner
 from tunsplit.engine.direction import Direction, destination_of, reversed_key, source_of
-from tunsplit.engine.flow import App, Flow, FlowEvent, Mapping, Rewrite
+from tunsplit.engine.flow import ACCEPT, CLOSE, CLOSING, GO_ON, TIMEOUT, App, Flow, FlowEvent, Mapping
 from tunsplit.engine.ports import BATCH, PortPool
-from tunsplit.wire.checksum import checksum_delta
-from tunsplit.wire.ip import (
-    CHECKSUM_AT,
-    ICMP,
-    ICMPV6,
-    TCP,
-    UDP,
-)
+from tunsplit.engine.rewrites import Way, rewrites
+from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 PORT_POOLS = {TCP: "tcp", UDP: "udp", ICMP: "echo", ICMPV6: "echo"}  # others are translated by address alone
 MOST_FLOWS = 131_072
+MOST_FROM_OUTSIDE = 16_384  # of those that a packet of anybody's is enough to open
+EXPIRED = 128  # flows that are due before others get their turn: a millisecond
+NEVER_FAST = 1 << 16  # longer than any packet
 IDLE_S = 10.0  # without a packet, after which a flow gives its port to another if there is none left
-_SHORTEST = {TCP: 20, UDP: 8}  # bytes of the transport header
-
-
-@dataclass(slots=True, frozen=True)
-class Way:
-    """How a flow leaves: its side, the device there, the next hop, and the side's address towards its destination."""
-
-    side: str
-    device: Hashable
-    next_hop: object
-    source: bytes
 
 
 class Nat:
-    """The table of flows. The only writer of rewrites."""
+    """The table of flows. The only writer of rewrites.
+
+    Attributes:
+        sockets: inodes of flows' sockets, and of some that have ended since `find_sockets`: to tell in a moment that
+            none of them is concerned.
+    """
 
     def __init__(self, pools: dict[str, PortPool], *, most_flows: int = MOST_FLOWS) -> None:
         self.pools = pools
         self.outbound = Direction(outbound=True, on_close=self.close)
+        self.on_end: Callable[[Flow], None] = lambda _: None
+        self.goes_on: Callable[[Flow], bool] = lambda _: False
+        self.forwarded = Direction(outbound=True, on_close=self.close, owned=False)
         self.counters: Counter[str] = Counter()
         self._most_flows = most_flows
         self._inbound: dict[Hashable, Direction] = {}
+        self.sockets: set[int] = set()
         self._open = 0
         self._closing: dict[Flow, None] = {}
+        self._from_outside: dict[Flow, None] = {}
         self._mappings: defaultdict[Hashable, dict[bytes, Mapping]] = defaultdict(dict)
         self._port_uses: defaultdict[str, Counter[int]] = defaultdict(Counter)
         self._due: defaultdict[int, dict[Flow, None]] = defaultdict(dict)  # a small set takes twice as much as a dict
@@ -72,7 +74,7 @@ class Nat:
         return self._open
 
     def __iter__(self) -> Iterator[Flow]:
-        return iter([rewrite.flow for rewrite in self.outbound])
+        return iter([rewrite.flow for direction in (self.outbound, self.forwarded) for rewrite in direction])
 
     def inbound(self, device: Hashable) -> Direction:
         """The replies that may come in on this device."""
@@ -109,7 +111,7 @@ class Nat:
         oldest = next(iter(self._closing), None)
         if oldest is None:
             return False
-        self.end(oldest, FlowEvent.TIMEOUT, now)
+        self.end(oldest, TIMEOUT, now)
         return True
 
     def free_port(self, pool: str, now: float) -> bool:
@@ -119,11 +121,11 @@ class Nat:
         """
         closed = next((flow for flow in self._closing if PORT_POOLS.get(flow.protocol) == pool), None)
         if closed is not None:
-            self.end(closed, FlowEvent.TIMEOUT, now)
+            self.end(closed, TIMEOUT, now)
             return True
         idle = [flow for flow in self if PORT_POOLS.get(flow.protocol) == pool and flow.last_seen + IDLE_S <= now]
         for flow in nsmallest(BATCH, idle, key=lambda flow: flow.last_seen):
-            self.end(flow, FlowEvent.TIMEOUT, now)
+            self.end(flow, TIMEOUT, now)
         return bool(idle)
 
     def open(
@@ -139,6 +141,7 @@ class Nat:
         attribution: str = "",
         cookie: bytes | None = None,
         outside: bytes = b"",
+        forwarded: bool = False,
     ) -> Flow:
         """Open a flow: from here on `translate` finds it.
 
@@ -147,12 +150,12 @@ class Nat:
         of which no part is the pools': for a device that leads to nobody but ourselves.
         """
         outside = outside or _outside(key, way.source, port)
-        flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, cookie)
+        flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, cookie, forwarded=forwarded)
         reply_key = reversed_key(outside)
         inbound = self.inbound(way.device)
         if inbound.find(protocol, reply_key) is not None:
             raise ValueError("two flows with one reply four-tuple")
-        flow.original, flow.reply = _rewrites(flow, way, now)
+        flow.original, flow.reply = rewrites(flow, way, now)
         self._enter(flow, now)
         inbound.add(protocol, reply_key, flow.reply)
         if port is not None:
@@ -170,53 +173,112 @@ class Nat:
         app: App | None,
         reason: str,
         attribution: str,
-        port: int | None = None,
+        asked: tuple[bytes, int] | None = None,
+        unaccepted: bool = False,
+        forwarded: bool = False,
     ) -> Flow:
         """Open a flow of which only the original direction is ours; what comes in is the kernel's.
 
-        It carries its side's address already; or, with `port`, it is the answer of a UDP server that is bound to every
-        address, and leaves from the side's address and the port that were asked (RFC 8085 §5.2).
+        It carries its side's address already; or it is the answer of a UDP server, perhaps bound to every address, and
+        leaves from the address and the port that were `asked` (RFC 1122 §4.1.3.5). Of answers, and connections that are
+        `unaccepted`, others decide how many there are: the oldest gives way to a new one, and is judged once more if it
+        goes on.
         """
-        outside = key if port is None else _outside(key, way.source, port)
-        flow = Flow(protocol, key, outside, way.side, now, app, reason, attribution, translated=False)
-        flow.original, flow.reply = _rewrites(flow, way, now)
+        outside = key if asked is None else _outside(key, *asked)
+        flow = Flow(
+            protocol, key, outside, way.side, now, app, reason, attribution, translated=False, forwarded=forwarded
+        )
+        flow.original, flow.reply = rewrites(flow, way, now)
+        flow.answers, flow.unaccepted = asked is not None, unaccepted
+        if unaccepted:
+            flow.original.shortest = NEVER_FAST
+        if (flow.answers or unaccepted) and len(self._from_outside) >= MOST_FROM_OUTSIDE:
+            self.end(next(iter(self._from_outside)), FlowEvent.TIMEOUT, now)
         self._enter(flow, now)
+        if flow.answers or unaccepted:
+            self._from_outside[flow] = None
+        if flow.answers:
+            self.inbound(way.device).answered[reversed_key(outside)] = flow.reply
         return flow
+
+    def let_only_reset_pass(self, flow: Flow) -> None:
+        """Of this TCP flow, whose socket is being ended, nothing leaves any more but the RST."""
+        flow.ending = True
+        flow.original.shortest = NEVER_FAST
+
+    def own(self, flow: Flow, owner: Owner | None, sockets: tuple[int, ...]) -> None:
+        """Say whose a flow is, and by which sockets (inodes) that was found."""
+        flow.owner, flow.sockets = owner, sockets
+        self.sockets.update(sockets)
+
+    def find_sockets(self) -> set[int]:
+        """The sockets of all flows, as inodes. Costs a look at each."""
+        self.sockets = {inode for flow in self for inode in flow.sockets}
+        return set(self.sockets)
 
     def close(self, flow: Flow) -> None:
         """Both ways are closed, or one was reset: the flow lingers for the last packets."""
-        flow.move(FlowEvent.CLOSE)
+        flow.move(CLOSE)
         self._closing[flow] = None
         self._leave_bucket(flow)
         self._enter_bucket(flow, self._checked + int(flow.idle_s) + 1)
+
+    def reopen(self, flow: Flow, now: float) -> None:
+        """The socket of a flow that lingers opens its connection once more: the flow goes on.
+
+        A server that still knows a connection with this four-tuple, whose end never reached it, answers the SYN with an
+        ACK; the RST that this brings is meant for the old one, and the SYN follows again (RFC 9293 §3.5.1).
+        """
+        flow.closed_ways = 0
+        self._go_on(flow, now)
+
+    def _go_on(self, flow: Flow, now: float) -> None:
+        flow.move(GO_ON)
+        del self._closing[flow]
+        self._leave_bucket(flow)
+        self._enter_bucket(flow, max(int(now + flow.idle_s), self._checked) + 1)
 
     def end(self, flow: Flow, event: FlowEvent, now: float) -> None:
         """Take the flow out at once: no packet of it passes any more, in either direction."""
         flow.move(event)
         self._open -= 1
         self._closing.pop(flow, None)
+        self._from_outside.pop(flow, None)
         self._leave_bucket(flow)
-        self.outbound.remove(flow.protocol, flow.key)
+        self._origin(flow).remove(flow.protocol, flow.key)
         if flow.translated:
             self.inbound(flow.original.device).remove(flow.protocol, reversed_key(flow.outside))
             self._release(flow, now)
+        else:
+            self.inbound(flow.original.device).answered.pop(reversed_key(flow.outside), None)
+        self.on_end(flow)
+        # They refer to each other: cut, they are freed at once, and the collector finds next to nothing to do.
+        del flow.original, flow.reply
 
-    def expire(self, now: float) -> int:
-        """End the flows that were idle for too long; how many. Costs what is due, not what is open."""
-        gone = 0
-        first, self._checked = self._checked + 1, max(self._checked, int(now))
-        if not self._due:
-            return 0
-        for second in range(first, self._checked + 1):
-            for flow in tuple(self._due.get(second, ())):
+    def expire(self, now: float) -> Iterator[int]:
+        """End the flows that were idle for too long: how many, time and again, so that others get their turn.
+
+        Costs what is due, not what is open.
+        """
+        while self._checked < int(now):
+            if not self._due:
+                self._checked = int(now)
+                return
+            due = list(islice(self._due.get(self._checked + 1, ()), EXPIRED))
+            self._checked += len(due) < EXPIRED
+            gone = 0
+            for flow in due:
                 deadline = flow.last_seen + flow.idle_s
-                if deadline <= now:
-                    self.end(flow, FlowEvent.TIMEOUT, now)
-                    gone += 1
-                else:
+                if deadline > now:
                     self._leave_bucket(flow)
                     self._enter_bucket(flow, int(deadline) + 1)
-        return gone
+                elif flow.state is CLOSING and self.goes_on(flow):
+                    self._go_on(flow, now)
+                else:
+                    self.end(flow, TIMEOUT, now)
+                    gone += 1
+            if due:
+                yield gone
 
     def flows_of(self, devices: Iterable[Hashable]) -> list[Flow]:
         """The flows that leave by one of these devices."""
@@ -231,16 +293,21 @@ class Nat:
         return {
             "flows": self._open,
             "closing": len(self._closing),
+            "from_outside": len(self._from_outside),
             "mappings": sum(map(len, self._mappings.values())),
             **ports,
             **self.counters,
         }
 
+    def _origin(self, flow: Flow) -> Direction:
+        return self.forwarded if flow.forwarded else self.outbound
+
     def _enter(self, flow: Flow, now: float) -> None:
-        if self.outbound.find(flow.protocol, flow.key) is not None:
+        origin = self._origin(flow)
+        if origin.find(flow.protocol, flow.key) is not None:
             raise ValueError("two flows with one four-tuple")
-        self.outbound.add(flow.protocol, flow.key, flow.original)
-        flow.move(FlowEvent.ACCEPT)
+        origin.add(flow.protocol, flow.key, flow.original)
+        flow.move(ACCEPT)
         self._enter_bucket(flow, max(int(now + flow.idle_s), self._checked) + 1)
         if not self._checked:
             self._checked = int(now)
@@ -290,36 +357,3 @@ def _inside(protocol: int, key: bytes, source: bytes) -> bytes:
 def _outside(key: bytes, source: bytes, port: int | None) -> bytes:
     ports = key[-4:] if port is None else port.to_bytes(2, "big") + key[-2:]
     return source + destination_of(key) + ports
-
-
-def _rewrites(flow: Flow, way: Way, now: float) -> tuple[Rewrite, Rewrite]:
-    """The original's and the reply's: what the one adds to a sum the other takes away."""
-    key, outside = flow.key, flow.outside
-    version4 = len(key) == 12
-    header = 20 if version4 else 40
-    source, destination = (
-        _delta(source_of(key), source_of(outside)),
-        _delta(destination_of(key), destination_of(outside)),
-    )
-    addresses = (source + destination) % 0xFFFF if source and destination else source or destination
-    ports = checksum_delta(key[-4:], outside[-4:])
-    check_at = header + CHECKSUM_AT.get(flow.protocol, 0)
-    shortest = header + _SHORTEST.get(flow.protocol, 0)
-    # ICMP's checksum has no pseudo-header (RFC 792): only the identifier moves it.
-    transport = ports if flow.protocol == ICMP else (addresses + ports) % 0xFFFF
-    pseudo = 0 if flow.protocol == ICMP else addresses
-    original = Rewrite(
-        flow, outside, check_at, shortest, addresses if version4 else 0, transport, pseudo,
-        way.device, way.next_hop, now,
-    )  # fmt: skip
-    reply = Rewrite(
-        flow, reversed_key(key), check_at, shortest, -addresses % 0xFFFF if version4 else 0, -transport % 0xFFFF,
-        -pseudo % 0xFFFF, way.device, way.next_hop, now,
-    )  # fmt: skip
-    return original, reply
-
-
-@lru_cache(maxsize=64)
-def _delta(old: bytes, new: bytes) -> int:
-    """The same number for all flows between two addresses is one object: 100,000 flows have few of them."""
-    return checksum_delta(old, new)

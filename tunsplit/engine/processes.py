@@ -25,18 +25,18 @@ looked at before its first judgement, or the first of a descendant (`take_unprov
 at before it ran exec cannot be told from a child of the caller's parent. One thing looks the same for a moment: an exec
 whose event is not queued yet. So an exec that leads to the very program that did not fit clears the suspicion. And what
 was read of an image by looking at a process is in doubt when that one runs another: until it is known to be another.
+A child with another parent in /proc than the one that lives was missed, too, until the end of that one is told.
 
 Use: subscribe; `picture` all processes; then before each judgement apply the events, read what `take_unread` names (and
 `take_unproved`, of whom is to be judged), apply the events that came meanwhile, hand over what was read by `look`, and
-ask. `look` is for an image, and has no effect if that is not the process's any more: what was read is never taken for
-what came later.
+ask. `look` has no effect if the image is not the process's any more: what was read is never taken for what came later.
 
-Cost. Fork is one object, whatever the parent is: nothing is read, copied or judged. Dead nodes are kept for their
-descendants, and for a while without (a last packet; a leader that left threads behind; exec by another thread).
+Fork costs one object. Dead nodes are kept for their descendants, and for a while (a last packet; exec by a thread).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from tunsplit.engine.asked import Asked
 from tunsplit.engine.family import Family
 from tunsplit.engine.reasons import (
     Birth,
@@ -44,14 +44,17 @@ from tunsplit.engine.reasons import (
     Listed,
     Mark,
     Node,
+    Reason,
     Reasons,
-    Standing,
+    Stand,
+    find_client,
+    find_listed,
     find_reasons,
     has_program,
     is_missed,
     line_of,
     program_of,
-    standing_of,
+    stand_of,
     traits_of,
 )
 from tunsplit.engine.rules import Rule
@@ -67,11 +70,10 @@ class ProcessTree:
         self._family = Family(self._forget)
         self._marked: set[Node] = set()
         self.was_marked = False  # anybody, ever: who is missing in a line may have been
+        self.on_other: Callable[[Node], None] = lambda _: None  # who has become another, or dies
         self._unread: dict[Node, None] = {}
-        self._told: dict[Node, tuple[Standing, int]] = {}  # with the start time
-        self._suspects: set[Node] = set()  # of `_told`: may have changed
-        self._all_suspect = False
-        self._missed = self._latest = 0
+        self._asked = Asked()
+        self._latest = 0
 
     # What happens
 
@@ -79,9 +81,10 @@ class ProcessTree:
         """Take in the very first look at all processes."""
         self._take_in(processes, Birth.PICTURED)
 
-    def rescan(self, processes: Iterable[Process], *, birth: Birth = Birth.MISSED) -> None:
-        """Take in a look at all processes, after events were lost: who is new was missed, who is not there is dead."""
+    def rescan(self, processes: Iterable[Process], *, birth: Birth = Birth.MISSED) -> list[Process]:
+        """Take in a look at all processes, after events were lost; give who is new (missed, then) or another."""
         processes = list(processes)
+        self._family.forget_orphans()
         there = {process.pid: process.start_time for process in processes}
         for node in [node for node in self._nodes.values() if node.alive]:
             start_time = there.get(node.pid)
@@ -91,8 +94,8 @@ class ProcessTree:
                 if birth is Birth.MISSED:  # it may have become another program before it died
                     node.image = Image()
                 self._bury(node)
-        self._take_in(processes, birth)
-        self._all_suspect = True
+        self._asked.suspect_all()
+        return self._take_in(processes, birth)
 
     def fork(self, parent: int, child: int, at: int) -> None:
         """A process was born of `parent` (both tgids), not later than `at`."""
@@ -106,15 +109,14 @@ class ProcessTree:
                 # It had been born when we looked; what its parent ran then may have been another program since.
                 if old.birth is Birth.PICTURED and above is not None and self._family.adopt(old, above, above.image):
                     old.birth = Birth.SEEN
-                    self._suspect(old)
+                    self._asked.suspect(old)
                 return
             born_after = old.born if old.start_time is None else old.start_time
             if old.alive:
                 self._bury(old)
         node = Node(child, Birth.SEEN, Image() if above is None else above.image, None, at)
         if above is None or not self._family.bear(node, above):
-            node.birth = Birth.MISSED
-            self._missed += 1
+            self._family.miss(node)
         if node.image.process is None:
             self._unread[node] = None
         node.born_after = born_after
@@ -133,6 +135,7 @@ class ProcessTree:
         if not node.alive:  # the leader had ended, and another thread has taken its place
             self._family.revive(node)
         node.leader, node.threads = True, 0
+        self.on_other(node)
         self._renew(node, at)
 
     def uid_changed(self, pid: int, at: int) -> None:
@@ -150,6 +153,9 @@ class ProcessTree:
         else:
             node.threads = max(0, node.threads - 1)
         if not node.leader and not node.threads:
+            is_parents = node.parent is not None and node.image is node.parent.image
+            if node.children or not is_parents:  # else whoever has what it had is like it
+                self.on_other(node)
             self._bury(node)
 
     def restore(self, node: Node, above: Node | None, born_as: Image) -> bool:
@@ -160,6 +166,8 @@ class ProcessTree:
             return False
         if node.alive or node.pid not in self._nodes:
             self._nodes[node.pid] = node
+        if node.birth is Birth.MISSED:
+            self._family.miss(node)
         if not node.alive:
             self._bury(node)
         if node.mark is not None:
@@ -184,7 +192,7 @@ class ProcessTree:
 
         What they run is known from their parents, if those are their parents.
         """
-        node = self._find(pid, start_time)
+        node = self.find(pid, start_time)
         unproved = []
         for one in () if node is None else (node, *line_of(node)):
             if one.alive and not one.proved and one.birth is Birth.SEEN and one.image is one.parent_image:
@@ -198,13 +206,14 @@ class ProcessTree:
 
     def look(self, process: Process, image: Image | None) -> bool:
         """Take in a process as read while it ran `image`; False if it is a stranger or runs another by now."""
-        node = self._find(process.pid, process.start_time)
+        node = self.find(process.pid, process.start_time)
         if node is None or image is None or node.image is not image:
             return False
         node.proved = True
         parent = node.parent
         if node.birth is Birth.SEEN and parent is not None and parent.alive and process.parent != parent.pid:
-            self._doubt(node)
+            self._family.miss_parent(node)
+            self._asked.suspect(node)
         known = image.process
         if known is None:
             if (unsettled := node.settle(process)) is not None:
@@ -212,7 +221,7 @@ class ProcessTree:
             if has_program(process):
                 image.become(process)
                 node.source_of, node.looked_at = image, self._latest
-                self._all_suspect = True
+                self._asked.suspect_all()
             else:  # ended, perhaps: no word about others who share the image
                 self._replace(node, Image(process))
             if node.misfit is not None and program_of(process) == program_of(node.misfit.process):
@@ -221,8 +230,9 @@ class ProcessTree:
         elif has_program(process) and traits_of(known) != traits_of(process):
             unfit = image is node.parent_image and program_of(known) != program_of(process)
             self._replace(node, Image(process))
-            if unfit and node.birth is Birth.SEEN:
-                self._doubt(node)
+            if unfit:
+                self._family.miss(node)
+                self._asked.suspect(node)
                 node.misfit = node.image
         return True
 
@@ -231,11 +241,11 @@ class ProcessTree:
     def set_rules(self, rules: Sequence[Rule]) -> None:
         """Judge everybody by these from now on."""
         self._rules = tuple(rules)
-        self._all_suspect = True
+        self._asked.suspect_all()
 
     def mark(self, pid: int, start_time: int, mark: Mark | None) -> bool:
         """Mark a process by hand, or take its mark away; False if there is no such process, or it was so already."""
-        node = self._find(pid, start_time)
+        node = self.find(pid, start_time)
         if node is None or node.mark is mark:
             return False
         node.mark = mark
@@ -244,7 +254,7 @@ class ProcessTree:
         else:
             self._marked.add(node)
             self.was_marked = True
-        self._all_suspect = True
+        self._asked.suspect_all()
         return True
 
     def clear_marks(self) -> None:
@@ -252,67 +262,71 @@ class ProcessTree:
         for node in self._marked:
             node.mark = None
         self._marked.clear()
-        self._all_suspect = True
+        self._asked.suspect_all()
 
     # What comes of it
+
+    def find(self, pid: int, start_time: int) -> Node | None:
+        """What is known of this process."""
+        node = self._nodes.get(pid)
+        return node if node is not None and node.is_started_at(start_time) else None
 
     def reasons(self, pid: int, start_time: int) -> Reasons | None:
         """Why this process is on its side, a mark first; empty: it is not listed; None: nobody can tell.
 
         From now on `changed` names it when that changes.
         """
-        node = self._find(pid, start_time)
+        node = self.find(pid, start_time)
         if node is None:
             return None
         reasons = self._reasons(node)
-        self._told[node] = standing_of(reasons), start_time
+        self._asked.tell(node, stand_of(node, reasons, self._rules), start_time)
         return reasons
+
+    def stand(self, node: Node) -> Stand:
+        """Where a process stands, or stood last."""
+        return stand_of(node, self._reasons(node), self._rules)
+
+    def client(self, pid: int, start_time: int) -> Reason | None:
+        """Why this process is the VPN's client; None: it is not, as far as is known. Ask for `reasons` before."""
+        return None if (node := self.find(pid, start_time)) is None else find_client(node, self._rules)
+
+    @property
+    def changes(self) -> int:
+        """Counts up whenever `reasons` may answer otherwise for anybody it has been asked about."""
+        return self._asked.changes
 
     def lineage(self, pid: int, start_time: int) -> list[Process]:
         """The process and its ancestors as last read, nearest first, as far as they are known."""
-        node = self._find(pid, start_time)
-        if node is None:
-            return []
-        return [read for one in (node, *line_of(node)) if (read := one.last_read) is not None]
+        line = [] if (node := self.find(pid, start_time)) is None else [node, *line_of(node)]
+        return [read for one in line if (read := one.last_read) is not None]
 
-    def recall(self, pid: int) -> tuple[Process, bool] | None:
-        """What a living process is as of the last event, and whether it has descendants; None: that was not read yet.
+    def kin(self, pid: int, most: int) -> list[int] | None:
+        """Who may share descriptors with a process by birth, see `Family.kin`; None also if it is not known."""
+        return None if (node := self._nodes.get(pid)) is None else self._family.kin(node, most)
 
-        Its arguments and its control group may be others by now. Its parent: the one it was born of, 0 if that is dead.
-        """
-        node = self._nodes.get(pid)
-        if node is None or not node.alive or node.start_time is None or (read := node.last_read) is None:
-            return None
-        parent = node.parent.pid if node.parent is not None and node.parent.alive else 0
-        return read._replace(parent=parent), bool(node.children)
+    def recall(self, pid: int) -> Process | None:
+        """What a living process is as of the last event, see `Node.recall`."""
+        return None if (node := self._nodes.get(pid)) is None else node.recall()
 
     def birth(self, pid: int, start_time: int) -> Birth | None:
         """How we know of this process, if we do."""
-        node = self._find(pid, start_time)
-        return node.birth if node is not None else None
+        return None if (node := self.find(pid, start_time)) is None else node.birth
 
     def changed(self) -> set[tuple[int, int]]:
         """Those who were asked for and stand elsewhere now: pid and start time. Asking names each once."""
-        suspects = set(self._told) if self._all_suspect else self._suspects & self._told.keys()
-        self._all_suspect = False
-        self._suspects.clear()
         changed = set()
-        for node in suspects:
-            before, start_time = self._told[node]
-            standing = standing_of(self._reasons(node))
-            if standing is not before:
-                self._told[node] = standing, start_time
+        for node, before, start_time in self._asked.take_suspects():
+            stand = self.stand(node)
+            if stand != before:
+                self._asked.tell(node, stand, start_time)
                 changed.add((node.pid, start_time))
         return changed
 
     def listed(self) -> list[Listed]:
-        """Every living process that has reasons, by pid."""
-        found = []
-        for pid in sorted(self._nodes):
-            node = self._nodes[pid]
-            if node.alive and (reasons := self._reasons(node)):
-                found.append(Listed(pid, node.start_time, node.image.path, standing_of(reasons), reasons))
-        return found
+        """Every living process that has reasons, or is the VPN's client, by pid."""
+        found = (find_listed(node, self._rules, marks=self.was_marked) for _, node in sorted(self._nodes.items()))
+        return [*filter(None, found)]
 
     def tells_more_than_proc(self) -> bool:
         """Whether somebody lives who is listed or of missed birth: a first look at all processes might not show it."""
@@ -320,21 +334,13 @@ class ProcessTree:
 
     def statistics(self) -> dict[str, int]:
         """How many are known, dead ones among them, and births that were missed; lines that were cut for room."""
-        return {
-            "processes": len(self._nodes),
-            "dead": len(self._family),
-            "missed": self._missed,
-            "cut": self._family.cut,
-        }
+        dead, missed, cut = len(self._family), self._family.missed, self._family.cut
+        return {"processes": len(self._nodes), "dead": dead, "missed": missed, "cut": cut}
 
     # How it is kept
 
     def _reasons(self, node: Node) -> Reasons | None:
         return find_reasons(node, self._rules, marks=self.was_marked)
-
-    def _find(self, pid: int, start_time: int) -> Node | None:
-        node = self._nodes.get(pid)
-        return node if node is not None and node.is_started_at(start_time) else None
 
     def _of_event(self, pid: int, at: int) -> Node | None:
         """Whom an event is about, which may be older than the look at all processes."""
@@ -342,41 +348,31 @@ class ProcessTree:
         node = self._nodes.get(pid)
         return None if node is None or (node.start_time is not None and node.start_time > at) else node
 
-    def _suspect(self, node: Node) -> None:
-        """Its reasons may have changed, and those of its descendants."""
-        if node.children:
-            self._all_suspect = True
-        elif node in self._told:
-            self._suspects.add(node)
-
     def _replace(self, node: Node, image: Image) -> None:
         node.image = image
-        self._suspect(node)
+        self._asked.suspect(node)
 
     def _renew(self, node: Node, at: int) -> None:
-        self._all_suspect = node.doubt(at) or self._all_suspect
+        if node.doubt(at):
+            self._asked.suspect_all()
         self._replace(node, Image())
         self._unread[node] = None
 
-    def _doubt(self, node: Node) -> None:
-        node.birth = Birth.MISSED
-        self._missed += 1
-        self._suspect(node)
-
     def _bury(self, node: Node) -> None:
         self._unread.pop(node, None)
+        if node.children:  # their reasons may name it, and say so
+            self._asked.changes += 1
         if not self._family.bury(node):
-            self._all_suspect = True
+            self._asked.suspect_all()
 
     def _forget(self, node: Node) -> None:
         self._marked.discard(node)
-        self._suspects.discard(node)
-        self._told.pop(node, None)
+        self._asked.forget(node)
         if self._nodes.get(node.pid) is node:
             del self._nodes[node.pid]
 
-    def _take_in(self, processes: Iterable[Process], birth: Birth) -> None:
-        new = []
+    def _take_in(self, processes: Iterable[Process], birth: Birth) -> list[Process]:
+        new, others = [], []
         for process in {process.pid: process for process in processes}.values():
             node = self._nodes.get(process.pid)
             if node is not None and node.alive and node.is_started_at(process.start_time):
@@ -385,16 +381,19 @@ class ProcessTree:
                 # A look that comes after a gap may show what came after an exec that was lost: a new image.
                 if known is None or (has_program(process) and traits_of(known) != traits_of(process)):
                     self._replace(node, Image(process))
+                    others.append(process)
                 continue
             if node is not None and node.alive:
                 self._bury(node)
             node = Node(process.pid, birth, Image(process), process.start_time, process.start_time)
             self._nodes[process.pid] = node
-            new.append((node, process.parent))
-        for node, parent in new:
-            above = self._nodes.get(parent)
+            new.append((node, process))
+        for node, process in new:
+            above = self._nodes.get(process.parent)
             # What a parent ran when a missed one was born, nobody knows.
             born_as = Image() if above is None or birth is Birth.MISSED else above.image
             if above is None or not above.alive or not self._family.adopt(node, above, born_as):
-                node.birth = Birth.MISSED if parent else birth  # its parent died while we looked
-            self._missed += node.birth is Birth.MISSED
+                node.birth = Birth.MISSED if process.parent else birth  # its parent died while we looked
+            if node.birth is Birth.MISSED:
+                self._family.miss(node)
+        return others + [process for _, process in new]

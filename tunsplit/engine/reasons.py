@@ -3,8 +3,8 @@
 Reasons are found by walking up the line; `tunsplit.engine.processes` says what counts, and keeps the lines.
 """
 
-from collections.abc import Iterator, Sequence
-from enum import Enum
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from tunsplit.engine.rules import Rule
@@ -22,7 +22,7 @@ class Mark(Enum):
 
 
 class Reason(NamedTuple):
-    """One reason. `rule` and `mark`: exactly one of them is set. `ancestor`: whom it is inherited from."""
+    """One reason. `rule` and `mark`: at most one is set; neither: the VPN's client. `ancestor`: who it comes from."""
 
     rule: int | None
     label: str  # the rule's
@@ -37,13 +37,15 @@ class Reason(NamedTuple):
         if self.ancestor is not None:
             gone = ", which has exited" if self.exited else ""
             return f"inherited from {self.ancestor} ({self.path or 'unknown'}){gone}"
-        return f"rule {self.rule}: {self.label}" if self.mark is None else "by hand"
+        if self.mark is not None:
+            return "by hand"
+        return f"tunnel client: {self.label}" if self.rule is None else f"rule {self.rule}: {self.label}"
 
 
 Reasons = tuple[Reason, ...]
 
 
-class Standing(Enum):
+class Standing(StrEnum):
     """What a process's reasons come to."""
 
     LISTED = "listed"  # by a rule: the mode says which side that is
@@ -53,8 +55,11 @@ class Standing(Enum):
     UNKNOWN = "unknown"
 
 
+LISTED, OTHER, UNKNOWN = Standing.LISTED, Standing.OTHER, Standing.UNKNOWN
+
+
 class Listed(NamedTuple):
-    """A living process that has reasons."""
+    """A living process that has reasons, or is the VPN's client, which is the last of them then."""
 
     pid: int
     start_time: int | None
@@ -66,11 +71,18 @@ class Listed(NamedTuple):
 def standing_of(reasons: Reasons | None) -> Standing:
     """A mark by hand overrides every rule, and comes first if there is one."""
     if reasons is None:
-        return Standing.UNKNOWN
+        return UNKNOWN
     if not reasons:
-        return Standing.OTHER
+        return OTHER
     mark = reasons[0].mark
-    return Standing.LISTED if mark is None else Standing(mark.value)
+    return LISTED if mark is None else Standing(mark.value)
+
+
+class Stand(NamedTuple):
+    """All of a process that verdicts depend on."""
+
+    standing: Standing
+    is_client: bool  # the VPN's
 
 
 class Birth(Enum):
@@ -125,7 +137,8 @@ class Node:
 
     __slots__ = (
         "alive", "birth", "born", "born_after", "children", "depth", "doubted", "image", "leader", "looked_at", "mark",
-        "misfit", "parent", "parent_image", "pid", "proved", "settled", "source_of", "start_time", "threads",
+        "misfit", "parent", "parent_image", "pid", "proved", "recalled", "settled", "source_of", "start_time",
+        "threads",
     )  # fmt: skip
 
     def __init__(self, pid: int, birth: Birth, image: Image, start_time: int | None, born: int) -> None:
@@ -143,10 +156,11 @@ class Node:
         self.doubted: tuple[Image, Process] | None = None  # the same, and what was read, as long as that is in doubt
         self.settled: Image | None = None  # the one before, believed again by what was read of the next
         self.misfit: Image | None = None  # what it ran when it did not fit its parent
+        self.recalled: tuple[Process, Process] | None = None  # as read of whomever, and as told last of this one
         self.mark: Mark | None = None
         self.alive = self.leader = True
         self.threads = 0  # besides the leader, as far as their births were seen
-        self.children = 0
+        self.children: set[Node] = set()
         self.depth = 0  # the number of ancestors, as of its birth
 
     @property
@@ -158,6 +172,20 @@ class Node:
         if (read := self.image.process) is None:
             return None
         return read._replace(pid=self.pid, start_time=-1 if self.start_time is None else self.start_time)
+
+    def recall(self) -> Process | None:
+        """What it is while it lives, as of the last event; None: that was not read yet.
+
+        Its arguments and its control group may be others by now. Its parent: the one it was born of, 0 if that is dead.
+        While it is the same, it is the same object: 100,000 flows of a process share it.
+        """
+        read = self.image.process
+        if not self.alive or self.start_time is None or read is None:
+            return None
+        parent = self.parent.pid if self.parent is not None and self.parent.alive else 0
+        if self.recalled is None or self.recalled[0] is not read or self.recalled[1].parent != parent:
+            self.recalled = read, read._replace(pid=self.pid, start_time=self.start_time, parent=parent)
+        return self.recalled[1]
 
     def doubt(self, at: int) -> bool:
         """It runs another program: what was read of it just before may have been that one. False: nothing was."""
@@ -199,6 +227,12 @@ def line_of(node: Node) -> Iterator[Node]:
         above = above.parent
 
 
+def count_descendants(pid: int, nodes: Iterable[Node]) -> tuple[int, int]:
+    """How many of the living descend from the living process `pid`, and how many there are; but for kernel threads."""
+    living = [one for one in nodes if one.alive and not ((read := one.image.process) is not None and read.is_kernel)]
+    return sum(any(above.alive and above.pid == pid for above in line_of(one)) for one in living), len(living)
+
+
 def is_missed(node: Node) -> bool:
     """Whether its birth, or an ancestor's, was missed."""
     return any(one.birth is Birth.MISSED for one in (node, *line_of(node)))
@@ -224,12 +258,31 @@ def has_program(process: Process) -> bool:
     return process.executable is not None or process.is_kernel
 
 
+def find_client(node: Node, rules: Sequence[Rule]) -> Reason | None:
+    """Why a process is the VPN's client, whatever it descends from; None: it is not."""
+    return next((Reason(None, rule.label) for rule in node.image.claims(rules) if rule.client), None)
+
+
+def stand_of(node: Node, reasons: Reasons | None, rules: Sequence[Rule]) -> Stand:
+    """Where a process with these reasons stands."""
+    return Stand(standing_of(reasons), find_client(node, rules) is not None)
+
+
+def find_listed(node: Node, rules: Sequence[Rule], *, marks: bool) -> Listed | None:
+    """What is to be shown of a process; None: nothing. Arguments as below."""
+    reasons, client = find_reasons(node, rules, marks=marks), find_client(node, rules)
+    if not node.alive or not (reasons or client):
+        return None
+    shown = (*(reasons or ()), *((client,) if client else ()))
+    return Listed(node.pid, node.start_time, node.image.path, standing_of(reasons), shown)
+
+
 def find_reasons(node: Node, rules: Sequence[Rule], *, marks: bool) -> Reasons | None:
     """A process's reasons, a mark first, then one for each rule, from the nearest; None: nobody can tell.
 
     `marks`: whether somebody who is missing in the line may have been marked.
     """
-    by_rule = {rule.number: Reason(rule.number, rule.label) for rule in node.image.claims(rules)}
+    by_rule = {rule.number: Reason(rule.number, rule.label) for rule in node.image.claims(rules) if not rule.client}
     by_hand = None if node.mark is None else Reason(None, "", node.mark)
     known = node.image.is_known(ancestor=False)
     gap = overridable = False

@@ -1,4 +1,4 @@
-"""A rule: one `[[app]]` entry."""
+"""A rule: one `[[app]]` entry, or one of `[tunnel] client`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,13 +9,17 @@ from tunsplit.process import Process
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One `[[app]]` entry. `number` counts from 1 in the file's order; `label` is what its reason shows."""
+    """One `[[app]]` entry. `number` counts from 1 in the file's order; `label` is what its reason shows.
+
+    With `client` it is an entry of `[tunnel] client` instead: it lists nobody, and says who is the VPN's client.
+    """
 
     number: int
     label: str
     matchers: tuple[Matcher, ...]
     inherit: bool = True
     force: bool = False  # a local resolver that it covers is excluded like any other app
+    client: bool = False
 
     def claims(self, process: Process) -> bool:
         """Whether all matchers agree on this process. An entry without any claims nobody."""

@@ -11,17 +11,20 @@ taken apart here, at leisure, and find the same rewrites by the same keys:
 - ICMP errors: the flow of the packet inside, turned round; both packets are rewritten (RFC 5508 §4).
 
 No packet leaves with IPv4 options (taken off: they would carry the tun's address out or steer the
-packet; RFC 7126 drops most of them on the way anyway), and none passes with a source route of either version.
+packet; RFC 7126 drops most of them on the way anyway), and none passes with a source route of either version. No SYN
+leaves with an option by which a server would know again, on one side, whom it has met on the other: Fast Open's cookie
+(the kernel keeps it by the tun's address, for the apps of both sides), Multipath TCP's join, and where the kernel tells
+one time to all of a server's connections, on one of the sides, timestamps.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
-from tunsplit.engine.direction import Direction, reversed_key
+from tunsplit.engine.direction import ACK, RST, SYN, Direction, reversed_key
 from tunsplit.engine.flow import Rewrite
 from tunsplit.engine.fragments import Fragments, Refused
 from tunsplit.errors import MalformedPacket
-from tunsplit.wire import icmp, vnet
+from tunsplit.wire import craft, icmp, tcpoptions, vnet
 from tunsplit.wire.checksum import internet_checksum, pseudo_header
 from tunsplit.wire.ip import (
     CHECKSUM_AT,
@@ -33,8 +36,10 @@ from tunsplit.wire.ip import (
     UDPLITE,
     Headers,
     pack_u16,
+    pack_u32,
     parse_untrusted,
     unpack_u16,
+    unpack_u32,
     without_options,
 )
 
@@ -47,17 +52,29 @@ _SHORTEST = {
     DCCP: 12,
     UDPLITE: 8,
 }  # bytes of transport that a first fragment has to have
+HIDDEN = frozenset((tcpoptions.FAST_OPEN, tcpoptions.MPTCP))
+HIDDEN_WITH_CLOCK = HIDDEN | {tcpoptions.TIMESTAMPS}
 _NO_PORTS = bytes(4)
 _NO_FLOW = b"\xff" * 4  # as ports of ICMP: echo has zeros in one half of them
 
 
 @dataclass(slots=True)
+class TooBig:
+    """A packet of `size` bytes was too big for its path, which takes `mtu`; `sequence` is a TCP segment's."""
+
+    mtu: int
+    size: int
+    sequence: int | None
+
+
+@dataclass(slots=True)
 class Ready:
-    """A packet that has been rewritten and may go."""
+    """A packet that has been rewritten and may go; what came in and tells of a path's MTU says so."""
 
     rewrite: Rewrite
     vnet: bytearray
     packet: bytearray
+    too_big: TooBig | None = None
 
 
 @dataclass(slots=True)
@@ -74,10 +91,14 @@ class Unknown:
 class SlowPath:
     """One direction's slow path. Drops are counted in `counters`."""
 
-    def __init__(self, direction: Direction, counters: Counter[str], *, outbound: bool) -> None:
+    def __init__(
+        self, direction: Direction, counters: Counter[str], *, outbound: bool, shared_clock: bool = False
+    ) -> None:
+        """`shared_clock`: TCP timestamps tell one time to all connections between two addresses."""
         self._direction = direction
         self._counters = counters
         self._outbound = outbound
+        self._hidden = {"tunnel": HIDDEN_WITH_CLOCK if shared_clock else HIDDEN}
         self.fragments = Fragments()
 
     def translate_untrusted(self, vnet_header: bytes, packet: bytes, now: float) -> list[Ready] | Unknown:
@@ -108,6 +129,8 @@ class SlowPath:
             return self._translate_error(headers, vnet_header, packet, now)
         key = flow_key(packet, headers)
         rewrite = self._direction.find(headers.protocol, key)
+        if self._outbound and rewrite is not None and rewrite.flow.ending:
+            return self._translate_ending(rewrite, headers, vnet_header, packet, now)
         if rewrite is None or self._must_be_judged(rewrite, headers, packet, now):
             return self._unknown(key, headers, vnet_header, packet, now)
         return self._pass(rewrite, headers, vnet_header, packet, now)
@@ -115,8 +138,37 @@ class SlowPath:
     def _must_be_judged(self, rewrite: Rewrite, headers: Headers, packet: bytes, now: float) -> bool:
         """Whether a packet of an open flow may be another socket's."""
         if headers.protocol == TCP:
-            return not self._direction.control(rewrite, packet[headers.transport + 13])
-        return self._outbound and now != rewrite.last_seen
+            flags = packet[headers.transport + 13]
+            follows = self._direction.control(rewrite, flags)
+            # The end of a connection that nobody takes any more is the kernel's own word.
+            return not follows or (self._outbound and rewrite.flow.unaccepted and not flags & RST)
+        return self._direction.owned and now != rewrite.last_seen
+
+    def _translate_ending(
+        self, rewrite: Rewrite, headers: Headers, vnet_header: bytes, packet: bytes, now: float
+    ) -> list[Ready]:
+        """Let the RST pass that ends the flow, and nothing else.
+
+        The peer believes one that begins where what it has ends (RFC 5961 §3.2): mostly where what was dropped begins,
+        unless that had been sent before. Of one that comes later it lets us know.
+        """
+        flow, flags = rewrite.flow, packet[headers.transport + 13]
+        (sequence,) = unpack_u32(packet, headers.transport + 4)
+        if not flags & RST:
+            self._counters["sent_after_its_end"] += 1
+            flow.resets = flow.resets or (sequence,)
+            return []
+        self._direction.control(rewrite, flags)
+        flow.resets = tuple(dict.fromkeys((*flow.resets, sequence)))
+        ready = []
+        for number in flow.resets:
+            reset = bytearray(packet)
+            pack_u32(reset, headers.transport + 4, number)
+            if not vnet_header[0] & vnet.NEEDS_CSUM:
+                (check,) = unpack_u16(reset, headers.transport + 16)
+                pack_u16(reset, headers.transport + 16, (check + _folded(sequence) - _folded(number)) % 0xFFFF)
+            ready += self._pass(rewrite, headers, vnet_header, bytes(reset), now)
+        return ready
 
     def _translate_later(self, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> list[Ready]:
         try:
@@ -142,6 +194,10 @@ class SlowPath:
         """Rewrite a packet whose flow has been opened since, and whatever fragments it sets free."""
         return self._pass(rewrite, unknown.headers, unknown.vnet, unknown.packet, now)
 
+    def write_into(self, packet: memoryview, unknown: Unknown, rewrite: Rewrite, now: float) -> None:
+        """Rewrite, in place, a copy of a packet that is no fragment, and whose flow has been opened since."""
+        self._write_over(packet, unknown.headers, unknown.vnet, rewrite, now)
+
     def refuse_fragments(self, unknown: Unknown, now: float) -> None:
         """The packet was refused: so is the rest of its datagram."""
         if unknown.headers.identification is not None:
@@ -156,19 +212,30 @@ class SlowPath:
 
     def _rewrite(self, rewrite: Rewrite, headers: Headers, vnet_header: bytes, packet: bytes, now: float) -> Ready:
         ready = Ready(rewrite, bytearray(vnet_header), bytearray(packet))
+        self._write_over(ready.packet, headers, vnet_header, rewrite, now)
+        return ready
+
+    def _write_over(
+        self, packet: bytearray | memoryview, headers: Headers, vnet_header: bytes, rewrite: Rewrite, now: float
+    ) -> None:
+        """Write the rewrite over a packet that is about to leave, and count it."""
         finished = not vnet_header[0] & vnet.NEEDS_CSUM
-        _write(ready.packet, headers, rewrite, finished=finished)
+        _write(packet, headers, rewrite, finished=finished)
+        if self._outbound and headers.has_transport and opens_connection(packet, headers):
+            _hide(packet, headers, self._hidden.get(rewrite.flow.side, HIDDEN), finished=finished)
         rewrite.last_seen = now
         rewrite.packets += 1
         rewrite.octets += len(packet)
-        return ready
 
     def _translate_error(
         self, headers: Headers, vnet_header: bytes, packet: bytes, now: float
     ) -> list[Ready] | Unknown:
         at, inner = icmp.embedded_untrusted(packet, headers)
         key = flow_key(packet[at:], inner, turned_round=True)
+        too_big = None if self._outbound else _too_big(packet, headers, at, inner)
         rewrite = self._direction.find(inner.protocol, key)
+        if rewrite is None and too_big is not None and inner.protocol == UDP:
+            rewrite = self._direction.answered.get(key)
         # An error goes to whom its cause came from; the app's own host sends it as whom that was meant for.
         fits = headers.destination == inner.source and (not self._outbound or headers.source == inner.destination)
         if rewrite is None or not fits:
@@ -189,7 +256,43 @@ class SlowPath:
         start = bytes(error[headers.transport : headers.transport + 2]) + bytes(2)
         pack_u16(error, headers.transport + 2, internet_checksum(covered + start + message))
         rewrite.last_seen = now
-        return [Ready(rewrite, bytearray(vnet.NONE), error)]
+        return [Ready(rewrite, bytearray(vnet.NONE), error, too_big)]
+
+
+def _folded(word: int) -> int:
+    """32 bits as what they add to a checksum (RFC 1624 §3)."""
+    return (word >> 16) + (word & 0xFFFF)
+
+
+def _too_big(packet: bytes, headers: Headers, at: int, inner: Headers) -> TooBig | None:
+    """What an error tells of the path's MTU; `at` is where the quoted packet begins."""
+    if (mtu := icmp.path_mtu(packet, headers)) is None:
+        return None
+    # Its own word: routers quote less than there was, and leave the length as it was.
+    size = int(unpack_u16(packet, at + 2)[0]) if inner.version == 4 else 40 + int(unpack_u16(packet, at + 4)[0])
+    sequence = int(unpack_u32(packet, at + inner.transport + 4)[0]) if inner.protocol == TCP else None
+    return TooBig(mtu, size, sequence)
+
+
+def is_for_nobody(unknown: Unknown) -> str:
+    """Why this packet is dropped unjudged, in a word to count by; empty: it is to be judged.
+
+    So is what the kernel itself answers, of no flow (a port scan must not cost a search a packet), and what is
+    addressed to many.
+    """
+    packet, at = unknown.packet, unknown.headers.transport
+    if craft.is_multicast(unknown.headers.destination):
+        return "multicast"
+    if unknown.protocol == TCP and packet[at + 13] & RST:
+        return "reset_of_no_flow"
+    if unknown.protocol in icmp.ECHO_REQUEST and packet[at] != icmp.ECHO_REQUEST[unknown.protocol]:
+        return "icmp_of_no_flow"
+    return ""
+
+
+def opens_connection(packet: bytes | bytearray | memoryview, headers: Headers) -> bool:
+    """Whether a packet, which has its transport header, is a client's SYN."""
+    return headers.protocol == TCP and packet[headers.transport + 13] & (SYN | ACK) == SYN
 
 
 def flow_key(packet: bytes, headers: Headers, *, turned_round: bool = False) -> bytes:
@@ -212,7 +315,7 @@ def flow_key(packet: bytes, headers: Headers, *, turned_round: bool = False) -> 
     return reversed_key(key) if turned_round else key
 
 
-def _write(packet: bytearray, headers: Headers, rewrite: Rewrite, *, finished: bool) -> None:
+def _write(packet: bytearray | memoryview, headers: Headers, rewrite: Rewrite, *, finished: bool) -> None:
     """Write the rewrite over a packet of any shape."""
     packet[rewrite.at : rewrite.end - 4] = rewrite.four_tuple[:-4]
     if headers.version == 4:
@@ -222,6 +325,18 @@ def _write(packet: bytearray, headers: Headers, rewrite: Rewrite, *, finished: b
         change = -rewrite.transport_delta if finished else rewrite.pseudo_delta
         keeps_none = finished and headers.protocol == UDP
         _write_transport(packet, headers.transport, headers, rewrite.four_tuple[-4:], change, keeps_none=keeps_none)
+
+
+def _hide(packet: bytearray | memoryview, headers: Headers, kinds: frozenset[int], *, finished: bool) -> None:
+    """Hide options of a SYN."""
+    segment = bytearray(packet[headers.transport : headers.size])
+    before = internet_checksum(segment[tcpoptions.OPTIONS_AT :])
+    tcpoptions.hide_untrusted(segment, kinds)
+    if finished:
+        (check,) = unpack_u16(segment, CHECKSUM_AT[TCP])
+        check += internet_checksum(segment[tcpoptions.OPTIONS_AT :]) - before
+        pack_u16(segment, CHECKSUM_AT[TCP], check % 0xFFFF)
+    packet[headers.transport : headers.size] = segment
 
 
 def _write_quoted(error: bytearray, at: int, inner: Headers, rewrite: Rewrite) -> None:
@@ -239,7 +354,7 @@ def _write_quoted(error: bytearray, at: int, inner: Headers, rewrite: Rewrite) -
 
 
 def _write_transport(
-    packet: bytearray, at: int, headers: Headers, ports: bytes, change: int, *, keeps_none: bool
+    packet: bytearray | memoryview, at: int, headers: Headers, ports: bytes, change: int, *, keeps_none: bool
 ) -> None:
     """Write the ports, or the identifier, and add `change` to the checksum; `keeps_none`: where 0 means "none"."""
     if headers.protocol in WITH_PORTS:

@@ -1,37 +1,24 @@
 """What the host has to look like for every packet to reach the side that it belongs to.
 
-Theory of operation. The main table is never consulted for an app's packet: DHCP, router advertisements and the VPN's
-server write there (KERNEL facts in tests/facts/). Instead a block of rules at fixed priorities leads to tables of our
-own, and its last rule closes the way:
-
-    75  marked as a side's own             → that side's table
-    76  marked as steered                  → the tun
-    77  the VPN's own transport            → the uplink's table
-    78  DHCP                               → the uplink's table
-    79  ports 53 and 853                   → the tun
-    80  local network, if allowed          → the local network's table
-    81  everything else of this host       → the tun
-    82  IPv6 datagrams that name a device  → that device, where nftables marks them for the tun
-    83  what this host forwards            → refused
-    84  what else names a device           → unreachable
-
-`iif lo` on a rule means "sent by this host" (net/core/fib_rules.c: flowi_iif is lo's for local output and for
-reverse-path look-ups). Every table ends in `unreachable default` at a metric worse than any, so that a device that
-vanishes closes its way and nothing falls through to a later rule.
-
-A look-up that names a device finds no route of another: of IPv6 it falls through to the end of the block, and IPv4 then
-takes its destination for on-link (net/ipv4/route.c, ip_route_output_key_hash_rcu). What is to be steered has to find a
-way first, so that nftables meets it; IPv6 is given one for datagrams alone, and once: the mark that steers does not
-match it, so that a socket that is bound to the device finds nothing the second time.
+A block of rules (engine/steeringrules.py) leads to tables of our own, built from the routes of one side's device
+alone. The main table is never consulted for an app's packet: DHCP, router advertisements and the VPN's server write
+there. Every table ends in `unreachable default` at a metric worse than any, so that a device that vanishes closes its
+way and nothing falls through to a later rule.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
+from tunsplit.engine.egress import egress
+from tunsplit.engine.guests import Guests, find_guests
+from tunsplit.engine.hostsysctls import sysctls
 from tunsplit.engine.lan import Lan, find_lan, within
-from tunsplit.engine.ruleset import RulesetFacts, rulesets
+from tunsplit.engine.nftsets import address_sets
+from tunsplit.engine.nftwords import can_hold
+from tunsplit.engine.ruleset import RulesetFacts, guard, rulesets
 from tunsplit.engine.sides import AUTO, SideFacts, Sides
+from tunsplit.engine.steeringrules import BOUND_TABLES, block, transport_rule
 from tunsplit.host import (
     FAMILIES,
     SCOPE_GLOBAL,
@@ -47,27 +34,13 @@ from tunsplit.host import (
     RouteType,
     Rule,
     Snapshot,
-    Sysctl,
     TunFacts,
 )
 from tunsplit.names import (
-    MARK_STEER,
-    MARK_TUNNEL,
-    MARK_UPLINK,
-    NAT_FIRST,
-    NAT_LAST,
-    PRIORITY_DHCP,
-    PRIORITY_DNS,
-    PRIORITY_FORWARDED,
-    PRIORITY_LAN,
-    PRIORITY_MARKED,
-    PRIORITY_NAMED,
-    PRIORITY_STEERED,
-    PRIORITY_TRANSPORT,
-    PRIORITY_TUN,
     PRIORITY_UNREACHABLE,
     ROUTE_PROTOCOL,
     TABLE_FORWARDED,
+    TABLE_GUESTS,
     TABLE_LAN,
     TABLE_NAMED,
     TABLE_TUN,
@@ -77,8 +50,7 @@ from tunsplit.names import (
 )
 
 TCP, UDP, ICMPV6 = 6, 17, 58
-DNS_PORTS = (53, 853)
-DHCP_PORTS = {4: (68, 67), 6: (546, 547)}  # client, server
+TCP_HEADERS = {4: 40, 6: 60}  # with IP's: what an MSS leaves out (RFC 6691)
 
 TUN_METRIC = 1
 LAST_METRIC = 4278198272  # worse than what any network manager gives
@@ -110,65 +82,140 @@ class SteeringSettings:
     lan_routes: tuple[IPNetwork, ...] = ()
     lan_discovery: bool = False
     firewall: bool = True
+    guests: tuple[str, ...] | None = None  # globs of devices that guests are behind; None: bridges without hardware
     uid: int = 0  # the daemon's own
 
 
-def plan(settings: SteeringSettings, snapshot: Snapshot, sides: Sides, tun: TunFacts) -> HostPlan:
-    """Say what the host has to look like now. A family of the tun takes effect only while a side has it.
+def plan(
+    settings: SteeringSettings,
+    snapshot: Snapshot,
+    sides: Sides,
+    tun: TunFacts,
+    forwarded: TunFacts,
+    *,
+    tunnel_addresses: Iterable[IPAddress] = (),
+) -> HostPlan:
+    """Say what the host has to look like now. A family of a tun takes effect only while a side has it.
 
-    Where the tun does not exist nothing leads into it, and what is to go there is refused.
+    Where a tun does not exist nothing leads into it, and what is to go there is refused. What concerns the tunnel's
+    device alone stays while it is away, so that its return changes neither nftables nor sysctls: that would take
+    longer than all the rest.
+
+    Args:
+        settings: what the configuration says.
+        snapshot: the host as it is.
+        sides: as found in it.
+        tun: of what this host's apps send.
+        forwarded: of what this host forwards.
+        tunnel_addresses: those that the tunnel had when it was there last, which are its own until somebody else's.
     """
     families = [family for family in sides.families if family == 4 or snapshot.ipv6_enabled]
     closed = [family for family in FAMILIES if family == 4 or snapshot.ipv6_enabled]
-    addresses = tuple(address for address in tun.addresses if address.version in families)
-    reachable = addresses if tun.link.exists else ()
+    own, others = (
+        replace(one, addresses=tuple(address for address in one.addresses if address.version in families))
+        for one in (tun, forwarded)
+    )
+    reachable = own.addresses if tun.link.exists else ()
     lan = _lan(settings, snapshot, sides, tun) if settings.lan_allow else Lan()
+    doors = (*_uplink_names(settings, sides), settings.tunnel)  # by name, also what is to come
+    guests = find_guests(
+        snapshot,
+        named=settings.guests,
+        never=(*doors, tun.link.name, forwarded.link.name),
+        not_theirs=_not_local(settings, sides, tun, forwarded),
+    )
+    facts = _ruleset_facts(settings, snapshot, sides, tun, forwarded, lan, guests)
     routes = [
         *_closing(closed),
-        *_tun_routes(tun.link, reachable),
+        *_tun_routes(tun.link, reachable, sides.mtu),
+        *(
+            into_tun(forwarded.link, EVERYWHERE[address.version], TABLE_FORWARDED, address.ip)
+            for address in (others.addresses if forwarded.link.exists else ())
+        ),
         *_side_routes(snapshot, sides, families),
         *_named_routes(sides, reachable),
         *lan.routes(),
+        *guests.routes(),
     ]
-    rules = [rule for family in closed for rule in _rules(settings, family)]
+    rules = [
+        rule
+        for family in closed
+        for rule in block(
+            family,
+            sides,
+            guests,
+            _transport(settings, family),
+            lan=settings.lan_allow,
+            doors=doors,
+            forwarded=forwarded.link.name,
+        )
+    ]
     if snapshot.ipv6 and not snapshot.ipv6_enabled:
         # Switched on for one device behind our back, IPv6 finds its way closed.
         rules.append(Rule(6, PRIORITY_UNREACHABLE, Action.UNREACHABLE, protocol=ROUTE_PROTOCOL))
     return HostPlan(
         tun=tun.link,
         tun_mtu=sides.mtu,
-        tun_addresses=addresses,
+        tun_addresses=own.addresses,
         routes=tuple(_unique(routes)),
         rules=tuple(rules),
-        sysctls=tuple(_sysctls(snapshot, sides, tun.link)),
-        rulesets=rulesets(_ruleset_facts(settings, snapshot, sides, tun, lan)),
+        sysctls=tuple(sysctls(snapshot, sides, settings.tunnel, (tun.link, forwarded.link))),
+        rulesets=rulesets(facts),
+        sets=address_sets(sides.tunnel_now_or_before(snapshot, settings.tunnel, tunnel_addresses)),
+        guard=guard(facts),
+        egress=egress(facts, snapshot.links),
+        forwarded=others,
     )
 
 
 def _lan(settings: SteeringSettings, snapshot: Snapshot, sides: Sides, tun: TunFacts) -> Lan:
-    not_local = [
-        *(address.network for address in tun.addresses),
+    return find_lan(snapshot, sides, not_local=_not_local(settings, sides, tun), listed=settings.lan_routes)
+
+
+def _not_local(settings: SteeringSettings, sides: Sides, *tuns: TunFacts) -> list[IPNetwork]:
+    return [
+        *(address.network for one in tuns for address in one.addresses),
         *(ip_network(resolver) for resolver in settings.resolvers),
         *(ip_network(endpoint.address) for endpoint in settings.endpoints),
+        *(address.network for address in (sides.tunnel.addresses if sides.tunnel else ())),
     ]
-    return find_lan(snapshot, sides, not_local=not_local, listed=settings.lan_routes)
+
+
+def _uplink_names(settings: SteeringSettings, sides: Sides) -> tuple[str, ...]:
+    named = () if settings.uplink == AUTO else (settings.uplink,)
+    return tuple(dict.fromkeys((*named, *(uplink.link.name for uplink in sides.uplinks))))
 
 
 def _closing(families: Iterable[int]) -> Iterator[Route]:
     for family in families:
         for table in TABLES:
-            if table in (TABLE_LAN, TABLE_NAMED):
+            if table in (TABLE_LAN, TABLE_NAMED, TABLE_GUESTS, *BOUND_TABLES.values()):
                 continue  # what is not in them goes on to the next rule
             yield Route(
                 EVERYWHERE[family], table, metric=LAST_METRIC, type=RouteType.UNREACHABLE, protocol=ROUTE_PROTOCOL
             )
 
 
-def _tun_routes(tun: Link, addresses: Iterable[IPInterface]) -> Iterator[Route]:
+def _tun_routes(tun: Link, addresses: Iterable[IPInterface], mtu: int) -> Iterator[Route]:
     for address in addresses:
-        # Of global scope, though on-link: a gateway that somebody puts into main is looked for by the rules too, among
-        # routes of link scope (fib_semantics.c, fib_check_nh_v4_gw), and must not be found at the tun.
-        yield replace(_on_link(EVERYWHERE[address.version], TABLE_TUN, tun), scope=SCOPE_GLOBAL, prefsrc=address.ip)
+        route = into_tun(tun, EVERYWHERE[address.version], TABLE_TUN, address.ip)
+        # What a side cannot take no peer may be asked for, however wide the tun is configured to be.
+        route = replace(route, advmss=mtu - TCP_HEADERS[address.version])
+        yield route
+        # What the kernel learns of a path hangs on a route. A server's answers carry their side's address, and ICMP
+        # errors about them are the kernel's own: so each side has one. What differs in nothing else is one object to
+        # IPv4, before Linux 6.1 whatever its table (fib_semantics.c, fib_find_info): hence the metric.
+        for metric, table in enumerate(BOUND_TABLES.values(), TUN_METRIC + 1):
+            yield replace(route, table=table, metric=metric)
+
+
+def into_tun(tun: Link, destination: IPNetwork, table: int, source: IPAddress) -> Route:
+    """A route by the tun, for packets that carry its address.
+
+    Of global scope, though on-link: a gateway that somebody puts into main is looked for by the rules too, among
+    routes of link scope (fib_semantics.c, fib_check_nh_v4_gw), and must not be found at the tun.
+    """
+    return replace(_on_link(destination, table, tun), scope=SCOPE_GLOBAL, prefsrc=source)
 
 
 def _side_routes(snapshot: Snapshot, sides: Sides, families: Iterable[int]) -> Iterator[Route]:
@@ -201,11 +248,13 @@ def _copied(snapshot: Snapshot, side: SideFacts, family: int, table: int) -> Ite
         if route.oif == side.link.index and route.family == family and route.type == RouteType.UNICAST
     ]
     prefixes = [route.destination for route in own if route.gateway is None]
-    for route in sorted(own, key=lambda route: route.gateway is not None):
+    # Of several routers with one metric the first one stays (`_unique`): the one that is to be preferred.
+    for route in sorted(own, key=lambda route: (route.gateway is not None, -route.preference)):
         yield replace(
             route,
             table=table,
             protocol=ROUTE_PROTOCOL,
+            preference=0,
             metric=route.metric or (IPV6_METRIC if family == 6 else 0),
             onlink=_is_hidden(route.gateway, prefixes),
         )
@@ -220,38 +269,10 @@ def _is_hidden(gateway: IPAddress | None, prefixes: Iterable[IPNetwork]) -> bool
     return gateway is not None and not gateway.is_link_local and not within(ip_network(gateway), prefixes)
 
 
-def _rules(settings: SteeringSettings, family: int) -> Iterator[Rule]:
-    local = Rule(family, 0, iif="lo", protocol=ROUTE_PROTOCOL)
-    yield replace(local, priority=PRIORITY_MARKED, fwmark=MARK_UPLINK, table=TABLE_UPLINK)
-    yield replace(local, priority=PRIORITY_MARKED, fwmark=MARK_TUNNEL, table=TABLE_TUNNEL)
-    yield replace(local, priority=PRIORITY_STEERED, fwmark=MARK_STEER, table=TABLE_TUN)
-    yield from _transport(settings, replace(local, priority=PRIORITY_TRANSPORT, table=TABLE_UPLINK))
-    client, server = DHCP_PORTS[family]
-    yield replace(
-        local, priority=PRIORITY_DHCP, ipproto=UDP, sport=(client, client), dport=(server, server), table=TABLE_UPLINK
-    )
-    for port in DNS_PORTS:
-        for protocol in (UDP, TCP):
-            yield replace(local, priority=PRIORITY_DNS, ipproto=protocol, dport=(port, port), table=TABLE_TUN)
-    if settings.lan_allow:
-        yield replace(local, priority=PRIORITY_LAN, table=TABLE_LAN)
-    yield replace(local, priority=PRIORITY_TUN, table=TABLE_TUN)
-    if family == 6:
-        # TCP names a device by being bound to it alone, and is refused at once.
-        for protocol in (UDP, ICMPV6):
-            yield replace(local, priority=PRIORITY_NAMED, fwmark=0, ipproto=protocol, table=TABLE_NAMED)
-    yield Rule(family, PRIORITY_FORWARDED, table=TABLE_FORWARDED, protocol=ROUTE_PROTOCOL)
-    if family == 4:
-        # By a table, whose route has global scope: the search for a gateway goes on to main, and finds it. IPv6 looks
-        # into main first (ip6_route_check_nh).
-        yield Rule(family, PRIORITY_UNREACHABLE, table=TABLE_FORWARDED, protocol=ROUTE_PROTOCOL)
-    else:
-        yield Rule(family, PRIORITY_UNREACHABLE, Action.UNREACHABLE, protocol=ROUTE_PROTOCOL)
-
-
-def _transport(settings: SteeringSettings, rule: Rule) -> Iterator[Rule]:
+def _transport(settings: SteeringSettings, family: int) -> Iterator[Rule]:
     """The VPN's own packets, by mark and endpoint where both are known, else by mark, else by endpoint and owner."""
-    endpoints = [endpoint for endpoint in settings.endpoints if endpoint.address.version == rule.family]
+    rule = transport_rule(family)
+    endpoints = [endpoint for endpoint in settings.endpoints if endpoint.address.version == family]
     if settings.fwmark is not None and not settings.endpoints:
         yield replace(rule, fwmark=settings.fwmark)
     for endpoint in endpoints:
@@ -265,43 +286,24 @@ def _transport(settings: SteeringSettings, rule: Rule) -> Iterator[Rule]:
             yield replace(to, dport=(endpoint.port, endpoint.port), uidrange=(uid, uid))
 
 
-def _sysctls(snapshot: Snapshot, sides: Sides, tun: Link) -> Iterator[Sysctl]:
-    yield Sysctl("net/ipv4/ip_local_reserved_ports", f"{NAT_FIRST}-{NAT_LAST}", is_list=True)
-    # Answers of a local router's ICMP come out of the tun, and their reverse path is not the tun: strict would lose
-    # path MTU discovery.
-    yield Sysctl(f"net/ipv4/conf/{tun.name}/rp_filter", "2")
-    tunnel = sides.tunnel.link if sides.tunnel else None
-    uplinks = [uplink.link for uplink in sides.uplinks]
-    for link in [*uplinks, *([tunnel] if tunnel else [])]:
-        # What comes in is marked, and the mark takes part in the reverse look-up: strict rp_filter keeps working.
-        yield Sysctl(f"net/ipv4/conf/{link.name}/src_valid_mark", "1")
-    for link in uplinks:
-        # Neither answers for the tunnel's and the tun's addresses, nor asks in their name (CVE-2019-14899).
-        yield Sysctl(f"net/ipv4/conf/{link.name}/arp_ignore", "1", good=frozenset({"2", "8"}))
-        yield Sysctl(f"net/ipv4/conf/{link.name}/arp_announce", "2")
-    if snapshot.ipv6_enabled:
-        yield Sysctl(f"net/ipv6/conf/{tun.name}/disable_ipv6", "0")
-        # No link-local address: router solicitations and multicast listener reports would come out of the tun.
-        yield Sysctl(f"net/ipv6/conf/{tun.name}/addr_gen_mode", "1")
-        for name in [tun.name, *([tunnel.name] if tunnel else [])]:
-            # What the VPN's server writes into the device could otherwise give the tunnel routes and addresses.
-            yield Sysctl(f"net/ipv6/conf/{name}/accept_ra", "0")
-            yield Sysctl(f"net/ipv6/conf/{name}/accept_redirects", "0")
-    for name in [tun.name, *([tunnel.name] if tunnel else [])]:
-        yield Sysctl(f"net/ipv4/conf/{name}/accept_redirects", "0")
-
-
 def _ruleset_facts(
-    settings: SteeringSettings, snapshot: Snapshot, sides: Sides, tun: TunFacts, lan: Lan
+    settings: SteeringSettings,
+    snapshot: Snapshot,
+    sides: Sides,
+    tun: TunFacts,
+    forwarded: TunFacts,
+    lan: Lan,
+    guests: Guests,
 ) -> RulesetFacts:
-    named = () if settings.uplink == AUTO else (settings.uplink,)
     return RulesetFacts(
-        uplinks=tuple(dict.fromkeys((*named, *(uplink.link.name for uplink in sides.uplinks)))),
+        uplinks=_uplink_names(settings, sides),
         tunnel=settings.tunnel,
         tun=tun.link.name,
-        bridges=tuple(sorted(link.name for link in snapshot.links if link.kind == "bridge")),
+        bridges=tuple(sorted(link.name for link in snapshot.links if link.kind == "bridge" and can_hold(link.name))),
         tun_addresses=tuple(address.ip for address in tun.addresses),
-        tunnel_addresses=tuple(address.ip for address in sides.tunnel.addresses) if sides.tunnel else (),
+        forwarded=forwarded.link.name,
+        forwarded_addresses=tuple(address.ip for address in forwarded.addresses),
+        guests=guests.devices,
         fwmark=settings.fwmark,
         endpoints=tuple((endpoint.address, endpoint.protocol, endpoint.port) for endpoint in settings.endpoints),
         transport_uids=tuple(dict.fromkeys((0, settings.transport_uid))),
