@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.devices import WG0, Side, nat
 from tests.fakes.gates import a_gate
+from tests.fakes.pumps import Pumps
 from tests.hosts import open_host
 from tests.tasks.proxystage import loopback
 
@@ -46,3 +48,30 @@ def resolvers_here():
     """Be in a namespace in which the DNS proxy's resolvers have their addresses."""
     with loopback():
         yield
+
+
+@pytest.fixture
+def uplink():
+    side = Side()
+    yield side
+    side.close()
+
+
+@pytest.fixture
+def tunnel():
+    side = Side("tunnel", WG0)
+    yield side
+    side.close()
+
+
+@pytest.fixture
+def table():
+    return nat()
+
+
+@pytest.fixture(params=["uplink", "tunnel"])
+def pumps(request):
+    side = Side() if request.param == "uplink" else Side("tunnel", WG0)
+    made = Pumps(side)
+    yield made
+    made.close()

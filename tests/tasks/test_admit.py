@@ -19,8 +19,10 @@ from tests.fakes.devices import FAR4, HOST4, ICMP, TCP, TUN4, UDP
 from tests.fakes.gates import COOKIE, OTHER_COOKIE, WEB, WEB6, a_gate, answered, syn
 from tests.fakes.judges import EXCLUDED, INCLUDED
 from tunsplit.engine import hold as hold_module
+from tunsplit.engine.flow import FlowEvent
 from tunsplit.engine.policy import Verdict
 from tunsplit.errors import KernelError
+from tunsplit.tasks import admit as admit_module
 
 # Known owners
 
@@ -100,6 +102,21 @@ async def test_what_is_held_leaves_in_order_once_its_owner_is_found(gate, nurser
     assert 0 == len(gate.hold)
 
 
+def test_what_loses_its_way_while_it_is_judged_does_not_leave(gate):
+    gate.source.knows(5000, EXCLUDED)
+    lost = []
+
+    def hear():
+        lost.extend(gate.nat)
+        for flow in lost:
+            gate.nat.end(flow, FlowEvent.BLOCK, gate.now)
+
+    gate.network.hear = hear
+    gate.passes(syn())
+
+    assert (1, []) == (len(lost), gate.uplink.socket.frames)
+
+
 async def test_a_blocked_owner_s_packets_are_answered_each(gate, nursery, autojump_clock):
     gate.run(nursery)  # nobody is found
     gate.tun.sends(udp(WEB, b"1"), udp(WEB, b"2"), syn())
@@ -120,6 +137,38 @@ async def test_a_search_gives_way(gate, nursery):
         turns += 1
 
     assert turns > 900
+
+
+def from_port(port):
+    return syn(f"{TUN4}:{port} > {FAR4}:80")
+
+
+async def test_all_who_wait_are_searched_for_at_once_and_users_in_turn(gate, nursery, monkeypatch):
+    monkeypatch.setattr(admit_module, "SEARCHED", 3)
+    gate.source.users = {5000: 1000, 5001: 1000, 5002: 1000, 5003: 1001}
+    gate.now = trio.current_time()
+    gate.passes(*(from_port(port) for port in range(5000, 5005)))
+    gate.run(nursery)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert [[5000, 5003, 5004], [5001, 5002]] == gate.source.searches
+    assert 0 == len(gate.hold)
+
+
+async def test_who_has_others_waiting_waits_too_and_nobody_else(gate, nursery):
+    """To take in what will time out must not cost the time that it takes to find the owners."""
+    gate.source.users = {5000: 1000, 5001: 1000, 5002: 1001}
+    gate.source.knows(5001, EXCLUDED)
+    gate.source.knows(5002, EXCLUDED)
+    gate.source.finds(5001, EXCLUDED)
+    gate.now = trio.current_time()
+    gate.passes(*(from_port(port) for port in (5000, 5001, 5002)))
+    assert [5000, 5002] == gate.source.asked
+    gate.run(nursery)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert [[5000, 5001]] == gate.source.searches
+    assert 2 == len(gate.uplink.socket.frames)
 
 
 @pytest.mark.parametrize(("packet", "answer"), [(syn(), "reset"), (udp(WEB), "icmp 3/13 from us")])
@@ -173,6 +222,7 @@ async def test_unattributed_may_be_allowed(nursery, autojump_clock):
 
 def test_a_full_hold_refuses(gate, monkeypatch):
     monkeypatch.setattr(hold_module, "MOST_FLOWS", 1)
+    monkeypatch.setattr(hold_module, "SHARE", 1)
     gate.passes(syn(), syn(f"{TUN4}:5001 > {FAR4}:80"))
 
     assert ["reset"] == answered(gate)
@@ -199,6 +249,17 @@ def test_a_syn_sent_again_by_the_same_socket_passes(gate):
     assert 1 == gate.nat.counters["opened"]
 
 
+def test_a_reset_of_an_older_connection_does_not_close_the_one_that_follows(gate):
+    gate.source.knows(5000, EXCLUDED, COOKIE)
+    gate.passes(syn())
+    flow = gate.flow(WEB, TCP)
+    gate.nat.close(flow)
+    gate.passes(syn())
+
+    assert ("open", [flow]) == (flow.state.value, list(gate.nat))
+    assert 2 == len(gate.uplink.socket.frames)
+
+
 def test_another_socket_on_the_same_four_tuple_is_judged_anew(gate):
     gate.source.knows(5000, EXCLUDED, COOKIE)
     gate.passes(syn())
@@ -209,11 +270,55 @@ def test_another_socket_on_the_same_four_tuple_is_judged_anew(gate):
     assert "tunnel" == gate.flow(WEB, TCP).side
 
 
+def test_so_is_one_after_both_ends_have_closed_the_connection(gate):
+    """L27: it is another connection, whoever's; there is nothing to compare."""
+    gate.source.knows(5000, EXCLUDED, COOKIE)
+    gate.passes(syn())
+    gate.flow(WEB, TCP).closed_ways = 3
+    gate.nat.close(gate.flow(WEB, TCP))
+    gate.source.knows(5000, INCLUDED, COOKIE)
+    gate.passes(syn())
+
+    assert (1, 1) == (len(gate.uplink.socket.frames), len(gate.tunnel.socket.frames))
+    assert ("tunnel", 2) == (gate.flow(WEB, TCP).side, gate.nat.counters["opened"])
+
+
 def test_so_is_one_that_cannot_be_compared(gate):
     gate.source.knows(5000, EXCLUDED)  # no cookie
     gate.passes(syn(), syn())
 
     assert 2 == gate.nat.counters["opened"]
+
+
+def test_what_its_holder_has_become_counts_before_the_flow_goes_on(gate, monkeypatch):
+    """L27: the judge tells of it, and so ends the flow, before the packet is let pass."""
+    gate.source.knows(5000, EXCLUDED, COOKIE)
+    gate.passes(syn())
+
+    def tell():
+        gate.nat.end(gate.flow(WEB, TCP), FlowEvent.BLOCK, gate.now)
+        gate.source.knows(5000, INCLUDED, COOKIE)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(gate.judge, "tell", tell)
+    gate.passes(syn())
+
+    assert (1, 1) == (len(gate.uplink.socket.frames), len(gate.tunnel.socket.frames))
+
+
+def test_where_that_cannot_be_known_the_flows_of_others_go_on(gate, monkeypatch):
+    """L29: a fork storm, above all."""
+    gate.source.knows(5000, EXCLUDED, COOKIE)
+    gate.passes(syn())
+
+    def fail():
+        raise KernelError("processes are born faster than they can be taken in")
+
+    monkeypatch.setattr(gate.judge, "prepare", fail)
+    gate.passes(syn())
+
+    assert 2 == len(gate.uplink.socket.frames)
+    assert 1 == gate.admit.counters["judged_late"]
 
 
 def test_if_the_kernel_cannot_compare_them_nothing_is_guessed(gate):

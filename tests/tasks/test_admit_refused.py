@@ -253,7 +253,7 @@ def test_several_holders_on_one_side_are_no_matter(gate):
     "packet",
     [udp(WEB, b"x" * 30), tcp(WEB, b"x"), udp(WEB6), echo(f"{TUN4} > {FAR4}", 5000)],
 )
-@pytest.mark.parametrize("kind", ["unreachable", "too_big"])
+@pytest.mark.parametrize("kind", ["unreachable", "too_big", "no_way"])
 def test_the_error_quotes_the_packet_as_the_app_sent_it(gate, packet, kind):
     gate.source.knows(5000, EXCLUDED)
     gate.passes(packet if packet[9] != TCP or packet[0] >> 4 == 6 else syn())
@@ -270,6 +270,8 @@ def test_the_error_quotes_the_packet_as_the_app_sent_it(gate, packet, kind):
     version = packet[0] >> 4
     assert ends_of(packet, header) == ends_of(quoted, header)
     codes = {"unreachable": {4: (3, 1), 6: (1, 3)}, "too_big": {4: (3, 4), 6: (2, 0)}}
+    # A connection outlives "unreachable"; "prohibited" reaches who has sent a datagram.
+    codes["no_way"] = codes["unreachable"] if flow.protocol == TCP else {4: (3, 13), 6: (1, 1)}
     assert codes[kind][version] == tuple(answer[header : header + 2])
     if kind == "too_big":
         assert 1280 == int.from_bytes(answer[header + 4 : header + 8], "big")
@@ -281,7 +283,7 @@ def ends_of(packet, header):
     return addresses + ports
 
 
-@pytest.mark.parametrize("kind", ["unreachable", "too_big"])
+@pytest.mark.parametrize("kind", ["unreachable", "too_big", "no_way"])
 def test_no_error_without_a_signer(gate, kind):
     gate.source.knows(5000, EXCLUDED)
     gate.passes(udp(WEB))

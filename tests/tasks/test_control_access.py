@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import trio
 
-from tests.control_server import ABSENT, GROUP, NOBODY, VERBS, as_user, ask, ask_as, mode, serving
+from tests.control_server import ABSENT, GROUP, NOBODY, as_user, ask, ask_as, mode, serving
 from tunsplit.client import call
 from tunsplit.config import Control
 from tunsplit.errors import NotRunning, PermissionMissing, TunsplitError
@@ -133,8 +133,8 @@ async def test_a_dead_daemons_socket_is_replaced(path, file):
 
 
 async def refused(path: str) -> str:
-    with pytest.raises(TunsplitError) as caught:
-        await control.serve(Control(socket=path, group=ABSENT), VERBS)
+    with pytest.raises(TunsplitError) as caught, control.listening(Control(socket=path, group=ABSENT)):
+        pass
     return str(caught.value)
 
 

@@ -1,5 +1,7 @@
 """Questions in flows: who asks what is told the proxy, and its answers come from whom was asked."""
 
+import gc
+
 import dpkt
 import pytest
 from hypothesis import given
@@ -9,10 +11,10 @@ from tests.craft import ACK, RST, SYN, ends, fragments, tcp, udp, unfinished
 from tests.fakes.devices import FAR4, FAR6, TCP, TUN4, TUN6, UDP
 from tests.fakes.judges import EXCLUDED, INCLUDED, RELAY4, Gate
 from tunsplit.engine.dnstable import DnsTable
-from tunsplit.engine.flow import FlowEvent
+from tunsplit.engine.flow import FlowEvent, Rewrite
 from tunsplit.engine.policy import Verdict
-from tunsplit.errors import MalformedPacket
-from tunsplit.tasks.dnscapture import datagram_untrusted
+from tunsplit.errors import KernelError, MalformedPacket
+from tunsplit.tasks.dnscapture import Conversation, datagram_untrusted
 from tunsplit.wire import vnet
 
 ASK = f"{TUN4}:5000 > {FAR4}:53"
@@ -92,11 +94,49 @@ def test_an_answer_to_a_flow_that_has_ended_is_kept_back(gate):
     assert 1 == gate.dns.counters["dns_answers_late"]
 
 
+def test_a_flow_of_questions_that_has_ended_leaves_the_collector_nothing_to_do(gate):
+    def alive():
+        return [one for one in gc.get_objects() if isinstance(one, Rewrite | Conversation)]
+
+    before = len(alive())
+    gc.disable()
+    try:
+        gate.passes(udp(ASK, b"?"))
+        gate.proxy.replies.pop()(b"!")
+        assert 3 == len(alive()) - before
+        gate.nat.end(gate.flow(ASK, UDP), FlowEvent.TIMEOUT, gate.now)
+        assert 0 == len(alive()) - before
+    finally:
+        gc.enable()
+
+
 def test_who_asks_is_looked_up_once_a_flow(gate):
     gate.passes(udp(ASK, b"1"), udp(ASK, b"2"))
 
     (_, first), (_, second) = gate.proxy.asked
     assert first is second
+
+
+def test_the_vpns_client_is_told_as_such_from_the_moment_it_is_one(gate):
+    for clients in (set(), {EXCLUDED}):
+        gate.judge.clients = clients
+        gate.passes(udp(ASK, b"?"))
+
+    assert [False, True] == [asker.client for _, asker in gate.proxy.asked]
+
+
+def test_a_question_of_nobody_knows_whom_is_dropped(gate, monkeypatch):
+    """L21: whose row of the table is its own?"""
+    gate.passes(udp(ASK, b"1"))
+
+    def fail(_):
+        raise KernelError("no room")
+
+    monkeypatch.setattr(gate.dns._questions, "_is_client", fail)  # noqa: SLF001  what fails is the kernel's answer
+    gate.passes(udp(ASK, b"2"))
+
+    assert [b"1"] == [message for message, _ in gate.proxy.asked]
+    assert 1 == gate.dns.counters["dns_askers_unknown"]
 
 
 # TCP

@@ -279,6 +279,21 @@ async def test_an_app_whose_side_has_no_ipv6_gets_no_ipv6_addresses():
     assert [[record], [], [], [record]] == [names(one) for one in (with_ipv6, *without, unfiltered)]
 
 
+async def test_the_vpns_client_asks_system_dns_whichever_side_it_is_on():
+    """L39: its own answers, of which IPv6 is kept, since its packets leave by the uplink."""
+    record = "vpn.example.com. 60 IN AAAA 2001:db8::1"
+    relay, system = (FakeResolver(one, lambda question, _: [answer(question, record)]) for one in (RELAY, SYSTEM))
+    async with staged(relay, system) as stage:
+        stage.network.families["tunnel"] = {4}
+        stage.proxy.network_changed()
+        question = query("vpn.example.com", "AAAA")
+        app = await stage.ask(question)
+        client = [await stage.ask(question, verdict, client=True) for verdict in (Verdict.TUNNEL, Verdict.UPLINK)]
+
+    assert [[], [record], [record]] == [names(one) for one in (app, *client)]
+    assert [1, 1] == [len(one.seen) for one in (relay, system)]
+
+
 # What is shown
 
 

@@ -33,14 +33,14 @@ class Source:
             raise self.error
         return self.known
 
-    def search(self, protocol, four_tuple):
+    def search(self, flows):
         yield None
         if self.error:
             raise self.error
-        if self.found:
-            yield self.found
+        for key in flows if self.found else ():
+            yield key, self.found
 
-    def user(self, four_tuple):
+    def user(self, protocol, four_tuple):
         return 1000
 
 

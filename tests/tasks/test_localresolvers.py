@@ -4,10 +4,9 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 
 import pytest
-import trio
 
 from tests.apps import own_network
 from tests.fakes.judges import Named
@@ -17,7 +16,6 @@ from tunsplit.errors import ConfigError, KernelError
 from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.process import Executable, FileIdentity
-from tunsplit.tasks import localresolvers
 from tunsplit.tasks.localresolvers import LocalResolvers
 
 pytestmark = pytest.mark.netns
@@ -37,7 +35,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def resolvers():
-    with own_network(), closing(SockDiag()) as diag, closing(Processes()) as processes:
+    with own_network(), SockDiag() as diag, Processes() as processes:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         yield LocalResolvers(diag, processes)
 
@@ -54,7 +52,7 @@ def binding(address="127.0.0.53", port=53):
 
 
 def read(pid):
-    with closing(Processes()) as processes:
+    with Processes() as processes:
         return processes.read(pid)
 
 
@@ -120,52 +118,45 @@ def test_users_are_told_on_which_side_names_are_resolved(resolvers):
             assert f"pid {pid}" in hint
 
 
-async def test_who_becomes_one_or_ends_is_told(resolvers, monkeypatch):
-    monkeypatch.setattr(localresolvers, "WATCH_S", 0.01)
-    told, more = trio.open_memory_channel(64)
-    resolvers.on_change = told.send_nowait
-    with ExitStack() as stack:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(resolvers.watch)
-            pid, _ = stack.enter_context(binding())
-            with trio.fail_after(20):
-                while pid not in {one for one, _ in await more.receive()}:
-                    pass
-                stack.close()
-                while pid not in {one for one, _ in await more.receive()}:
-                    pass
-            nursery.cancel_scope.cancel()
+def look(resolvers):
+    """Look once, as tasks/holders.py does; who has been told to have changed."""
+    told: set[tuple[int, int]] = set()
+    resolvers.on_change = told.update
+    with Processes() as processes:
+        inodes = resolvers.wanted_sockets()
+        held = dict(filter(None, processes.scan_all(inodes))) if inodes else {}
+    for _ in resolvers.take_holders(held):
+        pass
+    return {pid for pid, _ in told}
 
 
-async def test_who_was_listed_for_somebody_else_first_is_told_all_the_same(resolvers, monkeypatch):
-    """What `status` or a switch has looked up is no news to the list, but live flows are to be judged by it."""
-    monkeypatch.setattr(localresolvers, "WATCH_S", 0.01)
-    told, more = trio.open_memory_channel(64)
-    resolvers.on_change = told.send_nowait
+def test_who_becomes_one_or_ends_is_told(resolvers):
+    assert set() == look(resolvers)
     with binding() as (pid, _):
-        assert pid in {one.process.pid for one in resolvers.listed()}
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(resolvers.watch)
-            with trio.fail_after(20):
-                while pid not in {one for one, _ in await more.receive()}:
-                    pass
-            nursery.cancel_scope.cancel()
+        assert {pid} == look(resolvers)
+        assert set() == look(resolvers)
+    assert {pid} == look(resolvers)
 
 
-async def test_a_look_that_fails_is_said_and_tried_again(resolvers, monkeypatch, caplog):
-    monkeypatch.setattr(localresolvers, "WATCH_S", 0.01)
-    failures = iter([KernelError("no sock_diag")])
-    real, looked = SockDiag.find_bound, trio.Event()
+def test_who_was_listed_for_somebody_else_first_is_told_all_the_same(resolvers):
+    """What `status` or a switch has looked up is no news to the list, but live flows are to be judged by it."""
+    with binding() as (pid, _):
+        assert [pid] == [one.process.pid for one in resolvers.listed()]
+        assert {pid} == look(resolvers)
 
-    def find_bound(diag, port):
-        for error in failures:
-            raise error
-        looked.set()
-        return real(diag, port)
 
-    monkeypatch.setattr(SockDiag, "find_bound", find_bound)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(resolvers.watch)
-        await looked.wait()
-        nursery.cancel_scope.cancel()
-    assert "local resolvers cannot be found" in caplog.text
+def test_who_binds_the_port_during_a_look_is_not_taken_for_looked_at(resolvers):
+    resolvers.wanted_sockets()
+    with binding() as (pid, _):
+        assert resolvers.is_resolver(read(pid))
+        for _ in resolvers.take_holders({}):
+            pass
+        assert [pid] == [one.process.pid for one in resolvers.listed()]
+
+
+def test_nobody_is_judged_where_nobody_can_look(resolvers, monkeypatch):
+    """L21: whoever is asked about then is not guessed at."""
+    resolvers.holders_unknown()
+    monkeypatch.setattr(SockDiag, "find_bound", lambda *_: (_ for _ in ()).throw(KernelError("no sock_diag")))
+    with pytest.raises(KernelError):
+        resolvers.is_resolver(read(os.getpid())._replace(pid=1 << 22))

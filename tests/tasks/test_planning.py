@@ -7,9 +7,9 @@ import pytest
 from tests.hosts import FAR4, FAR6, FWMARK, TUN, TUNNEL, UPLINK, open_host
 from tunsplit.app import open_daemon
 from tunsplit.config.addresses import Listener
-from tunsplit.config.schema import Config, Control, Dns, Tun, Tunnel
+from tunsplit.config.schema import Config, Control, Dns, Firewall, Lan, Tun, Tunnel
 from tunsplit.errors import TunsplitError
-from tunsplit.kernel import hostconfig, resolvconf
+from tunsplit.kernel import hostconfig, nft, nftguard, resolvconf
 from tunsplit.kernel.instance import Instance
 from tunsplit.tasks.planning import Part, block, parts
 
@@ -56,7 +56,7 @@ async def test_the_plan_is_what_a_start_does(host, config):
 
 
 def test_a_configured_mtu_is_planned(host, config):
-    wanted = by_heading(parts(config.replaced(tun=Tun(name=NAME, mtu=1400))))["device"].wanted
+    wanted = by_heading(parts(config.replaced(tun=Tun(name=NAME, mtu=1400))))["devices"].wanted
 
     assert f"ip link set {NAME} mtu 1400" in wanted
 
@@ -98,3 +98,29 @@ def test_block_leaves_a_daemon_alone(host, config):
     with Instance.acquire(), pytest.raises(TunsplitError, match="another tunsplit is at work"):
         block(config)
     assert before == host.state()
+
+
+async def test_whoever_leaves_the_way_closed_leaves_the_guard_and_whoever_comes_next_fits_it(host, config):
+    before = host.state()
+    async with open_daemon(config, on_stop="block"):
+        standing = nftguard.listing()
+    assert standing.replace("flags owner", "flags ") == nftguard.listing()
+    part = by_heading(parts(config))["nftables, guard"]
+    # What a start would change of it is that it has an owner again.
+    assert ["\tflags owner"] == [line for line in part.wanted if line not in part.now]
+
+    allowing = config.replaced(lan=Lan(allow=True))
+    assert "192.168.50.0/24" not in nftguard.listing()
+    block(allowing)
+    assert "192.168.50.0/24" in nftguard.listing()
+    async with open_daemon(config):
+        assert standing == nftguard.listing()
+
+    block(config)
+    assert nftguard.listing()
+    block(config.replaced(firewall=Firewall(enabled=False)))
+    assert "" == nftguard.listing()
+    block(config)
+    nft.delete()
+    assert [f"nft table {nftguard.TABLE}"] == [line for line in hostconfig.undo() if "nft" in line]
+    assert before == host.state()  # of which the guard knew

@@ -7,18 +7,22 @@ import pytest
 import trio
 
 from tests.craft import ends
-from tests.fakes.devices import FAR4, ICMP, TCP, TUN4, UDP, Side, opened
-from tests.fakes.judges import as_real
+from tests.fakes.devices import FAR4, HOST4, ICMP, TCP, TUN4, UDP, Side, opened
+from tests.fakes.judges import FakeDeaths, as_real
 from tunsplit.engine.flow import LINGER_S, UDP_S, Flow, FlowEvent, FlowState
 from tunsplit.engine.fragments import Fragments
+from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import Nat
 from tunsplit.engine.ports import BATCH, REST_S, PortPool
 from tunsplit.errors import KernelError
-from tunsplit.kernel.nft import TableMissing
+from tunsplit.kernel.conntrack import Entry, Tuple
+from tunsplit.kernel.liveports import TableMissing
 from tunsplit.tasks import expiry, portchoice
-from tunsplit.tasks.portchoice import SETS, PortChoice
+from tunsplit.tasks.handovers import Handovers
+from tunsplit.tasks.portchoice import SETS, Asked, PortChoice
 
 FLOW = f"{TUN4}:5000 > {FAR4}:443"
+GRE = 47
 
 
 class FakeLivePorts:
@@ -53,6 +57,7 @@ class FakeKernel:
     def __init__(self):
         self.error: Exception | None = None
         self.asked: list[tuple[object, ...]] = []
+        self.tracked: dict[tuple[object, ...], Entry] = {}
 
     def is_bound(self, *_):
         if self.error:
@@ -63,24 +68,15 @@ class FakeKernel:
         self.asked.append(what)
         return False
 
-
-class FakeDeaths:
-    """Who died since it was last asked."""
-
-    def __init__(self):
-        self.dead: list[tuple[int, bytes]] = []
-        self.error: Exception | None = None
-
-    def read(self):
-        if self.error:
-            raise self.error
-        dead, self.dead = self.dead, []
-        return dead
+    def find(self, protocol, *what):
+        self.asked.append(what)
+        return self.tracked.get(what) if protocol == UDP else None
 
 
 class World:
     def __init__(self):
-        self.deaths = FakeDeaths()
+        self.deaths, self.counters = FakeDeaths(), Counter[str]()
+        self.handovers = Handovers(as_real(self.deaths), Hold(1.0), self.counters)
         self.side = Side("tunnel")
         self.nat = Nat({name: PortPool(49152, 65535, lambda _: 0) for name in ("tcp", "udp", "echo")})
         self.live, self.kernel = FakeLivePorts(), FakeKernel()
@@ -118,6 +114,15 @@ def test_the_kernel_knows_a_port_before_it_is_used(world, protocol, pool):
     assert all(port in world.live.sets[name] for name in SETS[pool])
     assert BATCH == len(world.live.sets[SETS[pool][0]])
     assert world.ports.taken()[SETS[pool][0]].count(port) == 1
+
+
+def test_a_protocol_without_ports_has_one_flow_for_each_pair_of_addresses(world):
+    text = f"{TUN4} > {FAR4}"
+    assert 0 == world.choose(GRE, text)
+    world.nat.open(GRE, ends(text).key, world.way, None, 0.0)
+
+    assert world.choose(GRE, text) is None
+    assert set() == set().union(*world.live.sets.values())
 
 
 def test_ports_are_told_in_batches(world):
@@ -257,7 +262,7 @@ def test_a_port_rests_before_the_kernel_gets_it_back(world):
 async def test_once_a_second_what_is_due_ends(world, nursery, autojump_clock):
     pieces = Fragments()
     counters: Counter[str] = Counter()
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [pieces], as_real(world.deaths), counters)
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [pieces], world.handovers, counters)
     start = trio.current_time()
     key = ends(FLOW).key
     port = world.choose(UDP)
@@ -278,7 +283,7 @@ async def test_a_kernel_that_does_not_listen_ends_nothing(world, nursery, autoju
     world.nat.end(flow, FlowEvent.TIMEOUT, trio.current_time())
     world.live.error = KernelError("nft: no")
     counters: Counter[str] = Counter()
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [], as_real(world.deaths), counters)
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [], world.handovers, counters)
 
     await trio.sleep(REST_S + 5)
 
@@ -298,8 +303,9 @@ def with_cookie(world, protocol):
 async def test_a_udp_flow_ends_soon_after_its_socket(world, nursery, autojump_clock, protocol, left):
     """A TCP connection says so itself: its last packets may still be under way."""
     with_cookie(world, protocol)
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [], as_real(world.deaths), Counter())
-    world.deaths.dead = [(protocol, COOKIE), (protocol, b"another.")]
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [], world.handovers, Counter())
+    world.deaths.dies(5000, COOKIE, protocol)
+    world.deaths.dies(5000, b"another.", protocol)
 
     await trio.sleep(LINGER_S + 5)
     assert left == len(world.nat)
@@ -307,13 +313,12 @@ async def test_a_udp_flow_ends_soon_after_its_socket(world, nursery, autojump_cl
 
 async def test_without_news_of_dead_sockets_flows_end_by_time(world, nursery, autojump_clock, caplog):
     with_cookie(world, UDP)
-    counters: Counter[str] = Counter()
-    world.deaths.error = KernelError("sock_diag: no")
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [], as_real(world.deaths), counters)
+    world.deaths.fails = "sock_diag: no"
+    nursery.start_soon(expiry.expire, world.nat, world.ports, [], world.handovers, world.counters)
 
     await trio.sleep(UDP_S + 5)
     assert 0 == len(world.nat)
-    assert counters["socket_deaths_failed"] > 100
+    assert world.counters["socket_deaths_failed"] > 100
     assert 1 == len(caplog.records)
 
 
@@ -330,3 +335,51 @@ def test_when_ports_run_out_the_flow_that_is_idle_for_longest_gives_its_own(worl
     assert world.ports.choose(UDP, late, world.way, float(before + 100)) is not None
     gone = {flow for flow in flows if flow.state is FlowState.GONE}
     assert set(flows[: len(gone)]) == gone != set()
+
+
+# Answers
+
+PEER, FIRST, SECOND, TUNNEL = (ends(f"{text} > {FAR4}").source for text in (FAR4, HOST4, "192.168.50.3", "10.64.0.2"))
+OWN = [SECOND, TUNNEL, FIRST]
+
+
+def track(world, own, *, asked=None, port=8080):
+    """Somebody has asked this address of ours at port 80, which leads to `port` of `asked`."""
+    entry = Entry(Tuple(PEER, own, 5000, 80), Tuple(asked or own, PEER, port, 5000))
+    world.kernel.tracked[asked or own, PEER, port, 5000] = entry
+
+
+def answers(world, source):
+    return world.ports.asked(ends(f"{source}:8080 > {FAR4}:5000").key, world.way, OWN)
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_an_answer_from_everywhere_is_of_whatever_was_asked(world, own):
+    """L38: an address of either side, and the port that was asked, which may lead to another."""
+    track(world, own)
+
+    assert Asked(own, 80) == answers(world, TUN4)
+
+
+def test_the_ways_own_address_goes_first(world):
+    for own in OWN:
+        track(world, own)
+
+    assert world.way.source == answers(world, TUN4).address
+    assert 1 == len(world.kernel.asked)
+
+
+def test_who_is_bound_to_an_address_was_asked_there_alone(world):
+    track(world, FIRST)
+
+    assert answers(world, "192.168.50.3") is None
+    assert [(SECOND, PEER, 8080, 5000)] == world.kernel.asked
+
+
+def test_what_we_began_answers_nothing(world):
+    world.kernel.tracked[FIRST, PEER, 8080, 5000] = Entry(
+        Tuple(FIRST, PEER, 8080, 5000), Tuple(PEER, FIRST, 5000, 8080)
+    )
+
+    assert answers(world, TUN4) is None
+    assert {*OWN, world.way.source} == {own for own, *_ in world.kernel.asked}

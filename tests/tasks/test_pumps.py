@@ -2,57 +2,18 @@
 
 import errno
 import logging
+import struct
 from collections import Counter
+from ipaddress import ip_address
 
 import pytest
 import trio
 import trio.testing
 
-from tests.craft import fragments, tcp, udp
-from tests.fakes.devices import FAR4, HOST4, ROUTER4, ROUTER_MAC, TCP, TUN4, WG0, FakeTun, Side, nat, opened
-from tests.fakes.judges import as_real
+from tests.craft import error, fragments, tcp, udp
+from tests.fakes.devices import FAR4, HOST4, ROUTER4, TCP, TUN4, WG0, Side, opened
+from tests.fakes.pumps import BACK, FLOW, OUTSIDE, REPLY, Pumps
 from tunsplit.tasks import inbound, mishap, outbound
-from tunsplit.tasks.pump import Pump
-
-FLOW, OUTSIDE = f"{TUN4}:5000 > {FAR4}:53", f"{HOST4}:50000 > {FAR4}:53"
-REPLY, BACK = f"{FAR4}:53 > {HOST4}:50000", f"{FAR4}:53 > {TUN4}:5000"
-
-
-class Pumps:
-    """Both pumps between a fake tun and a fake device."""
-
-    def __init__(self, side, table=None):
-        self.side = side
-        self.tun = FakeTun()
-        self.table = nat() if table is None else table
-        self.counters: Counter[str] = Counter()
-        self.passed_by: list[bytes] = []
-        side.neighbour(ROUTER4, ROUTER_MAC)
-        if table is None:
-            self.flow = opened(self.table, FLOW, side.way())
-        self.opened: list[Pump] = []
-        self.pump = self.pump_with(lambda _, packet, __: self.passed_by.append(packet))
-
-    def pump_with(self, passed_by):
-        pump = Pump(as_real(self.tun), self.table, passed_by, self.counters)
-        pump.attach(self.side.device)
-        self.opened.append(pump)
-        return pump
-
-    def close(self):
-        for pump in self.opened:
-            pump.close()
-        self.tun.close()
-        self.side.close()
-
-
-@pytest.fixture(params=["uplink", "tunnel"])
-def pumps(request):
-    side = Side() if request.param == "uplink" else Side("tunnel", WG0)
-    made = Pumps(side)
-    yield made
-    made.close()
-
 
 # Out
 
@@ -101,7 +62,7 @@ async def turns(pumps, packet, count, nursery):
 async def test_a_batch_gives_way_to_others(pumps, nursery):
     """Of TCP: a datagram of each further batch is another socket's until it is known to be the same one's."""
     opened(pumps.table, FLOW, pumps.side.way(), protocol=TCP)
-    assert [0, outbound.BATCH, outbound.BATCH + 22] == await turns(pumps, tcp(FLOW), outbound.BATCH + 20, nursery)
+    assert [0, outbound.BATCH, outbound.BATCH + 21] == await turns(pumps, tcp(FLOW), outbound.BATCH + 20, nursery)
     assert outbound.BATCH + 20 == len(pumps.side.socket.frames)
 
 
@@ -134,15 +95,34 @@ async def test_a_read_that_fails_ends_nothing(pumps, nursery):
     assert {f"failed_OSError_{errno.EINVAL}": 1} == pumps.counters
 
 
-async def test_without_its_tun_nothing_leaves_and_it_says_so(pumps, nursery, caplog):
+async def test_what_was_read_before_a_read_fails_is_carried(pumps, monkeypatch):
+    reads = [pumps.tun.read_into]
+
+    def read_into(buffer):
+        if not reads:
+            raise OSError(errno.EBADFD, "")
+        return reads.pop()(buffer)
+
+    monkeypatch.setattr(pumps.tun, "read_into", read_into)
+    pumps.tun.sends(udp(FLOW))
+    pumps.pump.turn()
+
+    assert [udp(OUTSIDE)] == pumps.side.socket.packets
+
+
+async def test_without_its_tun_nothing_leaves_until_there_is_another(pumps, nursery, caplog):
     pumps.tun.errors = [OSError(errno.EBADFD, "gone")]
     pumps.tun.sends(udp(FLOW))
     nursery.start_soon(pumps.pump.run)
     await trio.testing.wait_all_tasks_blocked(0.01)
 
-    assert ["the tun is gone: restart tunsplit"] == [record.message for record in caplog.records]
+    assert ["the tun is gone"] == [record.message for record in caplog.records]
     assert 0 == pumps.pump.carry_out()
     assert [] == pumps.side.socket.frames
+
+    pumps.pump.renewed(pumps.tun)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert [udp(OUTSIDE)] == pumps.side.socket.packets
 
 
 # Back
@@ -186,13 +166,97 @@ async def test_fragments_follow_their_first(pumps, nursery):
     assert fragments(udp(BACK, bytes(3000)), 1280) == pumps.tun.answers
 
 
+async def test_an_error_about_a_size_is_not_for_the_kernel_to_remember(pumps, nursery):
+    nursery.start_soon(pumps.pump.run)
+    cause, as_the_app_sent_it = (udp(flow, bytes(1372)) for flow in (OUTSIDE, FLOW))
+    pumps.side.socket.delivers(error(f"{FAR4} > {HOST4}", cause[:100], 3, 4, word=1300))
+    await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert [] == pumps.tun.answers
+    ((flow, told, mtu, _),) = pumps.heard
+    assert (pumps.flow, 1300, 1300) == (flow, mtu, pumps.side.device.paths.mtu_to(ip_address(FAR4).packed))
+    assert error(f"{FAR4} > {TUN4}", as_the_app_sent_it[:100], 3, 4, word=1300) == told
+
+
+async def test_and_one_about_tcp_is_for_nobody(pumps, nursery):
+    nursery.start_soon(pumps.pump.run)
+    opened(pumps.table, FLOW, pumps.side.way(), protocol=TCP)
+    cause = tcp(OUTSIDE, bytes(1372))
+    pumps.side.socket.delivers(error(f"{FAR4} > {HOST4}", cause[:100], 3, 4, word=1300))
+    await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert ([], []) == (pumps.tun.answers, pumps.heard)
+    assert 1300 == pumps.side.device.narrowest
+
+
 async def test_what_belongs_to_no_flow_is_dropped_and_counted(pumps, nursery):
     nursery.start_soon(pumps.pump.run)
     pumps.side.socket.delivers(tcp(REPLY))
     await trio.testing.wait_all_tasks_blocked(0.01)
 
     assert [] == pumps.tun.answers
+    assert [tcp(REPLY)] == pumps.unclaimed
     assert {"inbound_no_flow": 1} == pumps.counters
+
+
+SUPER_PACKET = struct.pack("<BBHHHH", 0, 1, 54, 100, 0, 0)  # VIRTIO_NET_HDR_GSO_TCPV4
+
+
+class Turn:
+    """Who was read, one after the other, in one turn."""
+
+    def __init__(self, pumps):
+        self.read: list[str] = []
+        self._notes(pumps.tun, "tun")
+        self._notes(pumps.side.socket, "side")
+
+    def _notes(self, of, name):
+        read = of.read_into
+
+        def read_into(buffer):
+            if size := read(buffer):
+                self.read.append(name)
+            return size
+
+        of.read_into = read_into
+
+
+@pytest.mark.parametrize(
+    ("packet", "taken"),
+    [
+        (udp(REPLY), inbound.MOST_SPENT // inbound.SINGLE),
+        (tcp(REPLY), inbound.MOST_SPENT // inbound.SLOW),
+        (error(f"{ROUTER4} > {HOST4}", udp(OUTSIDE), 3, 3), inbound.MOST_SPENT // inbound.SLOW),
+    ],
+    ids=["of a flow", "of no flow", "errors"],
+)
+async def test_a_flood_leaves_the_others_their_turn(pumps, packet, taken):
+    """Whatever waits, after this many packets others are asked; when nobody else has anything, it goes on at once."""
+    opened(pumps.table, f"{TUN4}:5002 > {FAR4}:80", pumps.side.way(), port=50002, protocol=TCP)
+    turn = Turn(pumps)
+    for _ in range(2 * outbound.BATCH):
+        pumps.side.socket.delivers(packet)
+    pumps.tun.sends(*[tcp(f"{TUN4}:5002 > {FAR4}:80")] * outbound.BATCH)
+    pumps.pump.turn()
+
+    assert taken == turn.read.count("side")
+    assert outbound.BATCH == turn.read.count("tun")
+
+    turn.read.clear()
+    pumps.pump.turn()
+    assert outbound.BATCH == turn.read.count("side")
+
+
+async def test_super_packets_are_worth_their_time(pumps):
+    opened(pumps.table, FLOW, pumps.side.way(), protocol=TCP)
+    for _ in range(outbound.BATCH):
+        pumps.side.socket.delivers(tcp(REPLY, bytes(200)), header=SUPER_PACKET)
+    pumps.tun.sends(tcp(FLOW))
+    turn = Turn(pumps)
+    pumps.pump.turn()
+
+    assert ["side"] * outbound.BATCH == [name for name in turn.read if name == "side"]
+    assert turn.read in (["side"] * outbound.BATCH + ["tun"], ["tun"] + ["side"] * outbound.BATCH)
 
 
 async def test_the_other_side_has_no_say_in_a_flow(pumps, nursery):
@@ -282,8 +346,8 @@ async def test_an_answer_that_comes_at_once_takes_no_second_wait(pumps, nursery)
 
 def test_failures_are_counted_by_kind_and_the_first_of_each_is_logged(caplog):
     counters: Counter[str] = Counter()
-    for error in (KeyError(1), KeyError(2), OSError(errno.EIO, "io")):
-        mishap.note(counters, error)
+    for failure in (KeyError(1), KeyError(2), OSError(errno.EIO, "io")):
+        mishap.note(counters, failure)
 
     assert {"failed_KeyError": 2, f"failed_OSError_{errno.EIO}": 1} == counters
     assert [logging.ERROR, logging.ERROR] == [record.levelno for record in caplog.records]

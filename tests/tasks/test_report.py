@@ -59,8 +59,9 @@ def report(gate, *, policy=None, recent=(), captured=False, **config):
         gate.nat,
         as_real(gate.network),
         gate.admit,
+        gate.forward,
         as_real(gate.ports),
-        as_real(gate.tun),
+        gate.tuns,
         as_real(dns),
         gate.counters,
     )

@@ -1,4 +1,6 @@
-"""The policy that a configuration asks for."""
+"""The policy and the steering that a configuration asks for."""
+
+import pwd
 
 import pytest
 
@@ -6,13 +8,22 @@ from tunsplit.config import parse
 from tunsplit.engine.matchers import CgroupRule, CmdlineRule, NameRule, UserRule
 from tunsplit.engine.policy import Mode, Verdict
 from tunsplit.errors import ConfigError
-from tunsplit.tasks.settings import policy_of
+from tunsplit.tasks.settings import policy_of, steering_of
 
 TUNNEL = "[tunnel]\ninterface = 'wg0'\nfwmark = 1\n"
 
 
 def policy(text):
     return policy_of(parse(TUNNEL + text))
+
+
+def steering(text):
+    return steering_of(parse(TUNNEL + text))
+
+
+def test_each_app_is_a_rule_in_the_file_s_order():
+    rules = policy("[[app]]\npath = '/bin/sh'\n[[app]]\npath = '/opt/**'\ninherit = false").rules
+    assert [(1, "/bin/sh", True), (2, "/opt/**", False)] == [(one.number, one.label, one.inherit) for one in rules]
 
 
 def test_every_key_of_an_entry_becomes_a_matcher():
@@ -40,3 +51,38 @@ def test_the_section_split_is_taken_over():
         split.unattributed,
         split.ambiguous,
     )
+
+
+def test_clients_are_programs_of_roots_and_units():
+    path, unit = policy_of(parse("[tunnel]\ninterface = 'w'\nfwmark = 1\nclient = ['/bin/sh', 'a.service']")).clients
+
+    assert [True, True] == [path.client, unit.client]
+    assert [False, False] == [path.inherit, unit.inherit]
+    assert ("/bin/sh", "a.service") == (path.label, unit.label)
+
+
+def test_a_client_that_others_can_replace_is_refused(tmp_path):
+    program = tmp_path / "client"
+    program.write_bytes(b"")
+    program.chmod(0o777)
+
+    with pytest.raises(ConfigError, match=r"\[tunnel\] client #1: found .*/client, which is not root's alone"):
+        policy_of(parse(f"[tunnel]\ninterface = 'w'\nfwmark = 1\nclient = ['{program}']"))
+
+
+def test_steering_takes_what_concerns_it():
+    settings = steering("[lan]\nallow = true\ndiscovery = true")
+    assert ("wg0", "auto", 1, 0, True, True, True) == (
+        settings.tunnel, settings.uplink, settings.fwmark, settings.transport_uid,
+        settings.lan_allow, settings.lan_discovery, settings.firewall,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("user", "wanted"), [("0", 0), ("'nobody'", pwd.getpwnam("nobody").pw_uid)])
+def test_the_transport_s_user_may_be_a_name_or_a_number(user, wanted):
+    assert wanted == steering(f"transport_user = {user}").transport_uid
+
+
+def test_a_user_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="ts-nobody"):
+        steering("transport_user = 'ts-nobody'")

@@ -2,12 +2,13 @@
 
 import errno
 import gc
-import struct
+from dataclasses import replace
 
 import pytest
 
 from tests.craft import tcp, udp
 from tests.fakes.devices import (
+    ETH0,
     FAR4,
     HOST4,
     OTHER_MAC,
@@ -17,50 +18,15 @@ from tests.fakes.devices import (
     ROUTER_MAC,
     TCP,
     TUN4,
-    WG0,
     Side,
-    framed,
-    nat,
     opened,
 )
+from tests.tasks.sidestage import FLOW, GSO_TCP4, IPV4, OUTSIDE, header, original, send
 from tunsplit.engine.flow import FlowEvent
 from tunsplit.host import Neighbour, NeighbourState
 from tunsplit.tasks import side as side_module
+from tunsplit.tasks.side import NOWHERE
 from tunsplit.wire import vnet
-
-FLOW = f"{TUN4}:5000 > {FAR4}:53"
-OUTSIDE = f"{HOST4}:50000 > {FAR4}:53"
-IPV4 = OWN_MAC + b"\x08\x00"
-GSO_TCP4, GSO_UDP = 1, 5
-
-
-@pytest.fixture
-def uplink():
-    side = Side()
-    yield side
-    side.close()
-
-
-@pytest.fixture
-def tunnel():
-    side = Side("tunnel", WG0)
-    yield side
-    side.close()
-
-
-@pytest.fixture
-def table():
-    return nat()
-
-
-def send(side, rewrite, packet, header=vnet.NONE):
-    frame, size = framed(packet, header)
-    side.device.send(frame, size, rewrite)
-
-
-def original(table, side, **others):
-    return opened(table, FLOW, side.way(**others)).original
-
 
 # Neighbours
 
@@ -112,6 +78,32 @@ def test_a_neighbour_that_the_kernel_forgets_is_used_on_and_asked_for_again(upli
 
     assert 1 == len(uplink.socket.frames)
     assert [ROUTER4] == uplink.asked
+
+
+def test_a_device_with_another_address_says_so_to_all(uplink, table):
+    """A bridge takes the lowest of its ports'."""
+    uplink.neighbour(ROUTER4, ROUTER_MAC)
+    known, unknown = original(table, uplink), uplink.way(ROUTER6, version=6)
+
+    uplink.device.moved(replace(uplink.device.link, mac=OTHER_MAC))
+    send(uplink, known, udp(OUTSIDE))
+    uplink.neighbour(ROUTER6, ROUTER_MAC)
+
+    assert ROUTER_MAC + OTHER_MAC == uplink.socket.frames[0][10:22]
+    assert ROUTER_MAC + OTHER_MAC == unknown.next_hop.ethernet[:12]
+
+
+def test_a_flow_without_a_route_waits_for_nobody(uplink, table):
+    rewrite = original(table, uplink)
+    rewrite.next_hop = NOWHERE
+    send(uplink, rewrite, udp(OUTSIDE))
+
+    assert ([udp(OUTSIDE)], []) == (uplink.no_way, uplink.socket.frames)
+    assert [ROUTER4] == uplink.asked
+
+
+def test_only_where_frames_have_addresses_a_flow_may_pause(uplink, tunnel):
+    assert (True, False) == (uplink.device.can_pause, tunnel.device.can_pause)
 
 
 def test_an_entry_that_is_deleted_while_we_wait_for_it_is_asked_for_again(uplink, table):
@@ -247,10 +239,6 @@ def test_a_tunnel_has_no_neighbours(tunnel, table):
 # Virtio headers
 
 
-def header(gso_type, gso_size, *, start=20, offset=16, length=40):
-    return struct.pack("<BBHHHH", vnet.NEEDS_CSUM, gso_type, length, gso_size, start, offset)
-
-
 def test_offsets_move_by_the_ethernet_header(uplink, table):
     uplink.neighbour(ROUTER4, ROUTER_MAC)
 
@@ -282,53 +270,6 @@ def test_an_absurd_offset_costs_one_packet(uplink, table):
     assert 1 == uplink.device.counters["send_malformed"]
 
 
-# Size
-
-
-@pytest.mark.parametrize("kind", [("uplink", 1500), ("tunnel", 1420)])
-def test_the_app_is_told_that_a_packet_is_too_big(kind, uplink, tunnel, table):
-    side, mtu = {"uplink": uplink, "tunnel": tunnel}[kind[0]], kind[1]
-    side.neighbour(ROUTER4, ROUTER_MAC)
-    side.device.narrow = True
-    rewrite = original(table, side)
-    too_big = udp(OUTSIDE, bytes(mtu - 27))
-
-    send(side, rewrite, too_big)
-    send(side, rewrite, udp(OUTSIDE, bytes(mtu - 28)))
-
-    assert [(too_big, mtu)] == side.too_big
-    assert 1 == len(side.socket.frames)
-
-
-@pytest.mark.parametrize(("gso_size", "fits"), [(1460, True), (1461, False)])
-def test_a_super_packet_is_as_big_as_its_segments(uplink, table, gso_size, fits):
-    uplink.neighbour(ROUTER4, ROUTER_MAC)
-    uplink.device.narrow = True
-
-    send(uplink, original(table, uplink), tcp(OUTSIDE, bytes(9000)), header(GSO_TCP4, gso_size))
-
-    assert fits == bool(uplink.socket.frames)
-    assert fits == (uplink.too_big == [])
-
-
-@pytest.mark.parametrize(("gso_size", "fits"), [(1472, True), (1473, False)])
-def test_so_is_one_of_datagrams(uplink, table, gso_size, fits):
-    uplink.neighbour(ROUTER4, ROUTER_MAC)
-    uplink.device.narrow = True
-
-    send(uplink, original(table, uplink), udp(OUTSIDE, bytes(9000)), header(GSO_UDP, gso_size, offset=6))
-
-    assert fits == bool(uplink.socket.frames)
-
-
-def test_nothing_is_measured_while_the_tun_is_the_narrow_one(uplink, table):
-    uplink.neighbour(ROUTER4, ROUTER_MAC)
-
-    send(uplink, original(table, uplink), udp(OUTSIDE, bytes(2000)))
-
-    assert 1 == len(uplink.socket.frames)
-
-
 # Errors
 
 
@@ -341,3 +282,13 @@ def test_a_send_that_fails_is_a_packet_lost_and_counted(name, uplink, tunnel, ta
     send(side, opened(table, FLOW, side.way(), protocol=TCP).original, tcp(OUTSIDE))
 
     assert {"received": 0, "receive_drops": 0, f"send_{errno.ENOBUFS}": 1} == side.device.statistics()
+
+
+def test_a_device_without_arp_is_its_own_neighbours_address(table):
+    """net/ipv4/arp.c, arp_constructor; a veth that is used as a tunnel."""
+    side = Side("tunnel", replace(ETH0, is_noarp=True))
+    flow = opened(table, FLOW, side.way())
+    send(side, flow.original, udp(FLOW))
+
+    assert OWN_MAC + OWN_MAC == side.socket.frames[0][vnet.SIZE :][:12]
+    side.close()

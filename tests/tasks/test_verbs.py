@@ -133,10 +133,21 @@ def test_arguments_of_the_wrong_kind_are_refused(verb, arguments, error, ask):
 
 
 def test_a_process_is_named_with_its_start_time(switching, ask):
-    assert {"changed": True} == ask("pid add", MEMBER, pid=4711)
+    assert {"changed": True, "warnings": []} == ask("pid add", MEMBER, pid=4711)
     assert {4711: (100, False)} == switching.by_hand
     assert {"changed": True} == ask("pid remove", MEMBER, pid=4711)
     assert {"changed": False} == ask("pid remove", MEMBER, pid=4711)
+
+
+@pytest.mark.parametrize(
+    ("below", "warnings"), [(5, []), (6, ["6 of 10 processes descend from process 5000, and are excluded with it"])]
+)
+def test_whom_most_descend_from_is_excluded_with_a_warning(below, warnings, switching, ask):
+    """As an init, or a session's service manager: few who name it mean everybody."""
+    switching.below = {5000: below}
+
+    assert {"changed": True, "warnings": warnings} == ask("pid add", pid=5000)
+    assert 5000 in switching.by_hand
 
 
 @pytest.mark.parametrize(

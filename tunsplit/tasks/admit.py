@@ -1,44 +1,49 @@
 """A flow's first packet: attribute, judge, open or refuse.
 
 Theory of operation. What no open flow takes comes here. If the owner can be told at once (his socket and
-process are known from before) so is the verdict; else the packet is held and a worker looks for the owner,
-giving way to running flows. Every packet ends in one of four ways: sent, refused with an answer to the app,
-dropped and counted, or held; and what is held ends in one of the first three when its time is up.
+process are known from before) so is the verdict; else the packet is held. A task looks for the owners of all who wait
+at once, users in turn, and gives way to running flows. Every packet ends in one of four ways: sent, refused with an
+answer to the app, dropped and counted, or held; and what is held ends in one of the first three when its time is up.
 
 Made by the kernel, and never attributed (a port scan must not cost us a search a packet): RSTs, echo
 replies and ICMP errors of no flow.
 
-Not translated is what carries its side's address and was not opened here: a server's answers, and TCP
-connections older than tunsplit. They pass if the app belongs on that side.
+A connection that came in and that no process has accepted yet is judged by its listener, and looked at packet by packet
+until somebody has: from then on it is judged by who that is.
 """
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable
 
 import trio
 
 from tunsplit.engine.attribution import Attribution, Source, search_all
-from tunsplit.engine.direction import ACK, RST, SYN, source_of
-from tunsplit.engine.flow import UDP_PAUSE_S, App, Flow, FlowEvent, Rewrite
+from tunsplit.engine.direction import SYN
+from tunsplit.engine.flow import CLOSING, UDP_PAUSE_S, App, Flow, FlowEvent, Rewrite
 from tunsplit.engine.hold import Hold
-from tunsplit.engine.nat import PORT_POOLS, Nat, Way
+from tunsplit.engine.nat import Nat
 from tunsplit.engine.policy import Judgement, Verdict
-from tunsplit.engine.slowpath import SlowPath, Unknown
+from tunsplit.engine.slowpath import Ready, SlowPath, Unknown, is_for_nobody
+from tunsplit.engine.turns import Turns
 from tunsplit.errors import KernelError
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.dnscapture import DnsCapture
+from tunsplit.tasks.handovers import Handovers
+from tunsplit.tasks.heirs import Heirs
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
+from tunsplit.tasks.opening import Opening
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.refusals import REFUSED_S, Key, Refusal, Refusals
 from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
 from tunsplit.tasks.sources import SocketSource
-from tunsplit.wire import craft, icmp
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
-WORKERS = 4
+SEARCHED = 64  # flows that one pass over all processes serves: more, and others wait long for their verdicts
+PAUSE = 8  # verdicts, before others get their turn: 3 ms
 QUIET_S = 1.0  # between two lines about failures of judgement
+BLOCK = Verdict.BLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,8 @@ class Admit:
         ports: PortChoice,
         answers: Answers,
         hold: Hold,
+        handovers: Handovers,
+        heirs: Heirs,
         protocols: frozenset[int],
     ) -> None:
         """`sources` are asked in order; `source` is the one of them that knows cookies."""
@@ -69,12 +76,14 @@ class Admit:
         self._judge = judge
         self._network = network
         self._dns = dns
-        self._ports = ports
+        self._opening = Opening(nat, network, source, dns, ports)
         self._answers = answers
         self._hold = hold
+        self._handovers = handovers
+        self._heirs = heirs
         self._protocols = protocols | {TCP, UDP, ICMP, ICMPV6}
         self._frame = frame_buffer()
-        self._queue: deque[Key] = deque()
+        self._waiting = Turns()
         self._queued = trio.Event()
         self._holding = trio.Event()
         self._quiet_until = 0.0
@@ -90,47 +99,61 @@ class Admit:
             self.first_packet(outcome, now)
             return
         for ready in outcome:
-            self._send(ready.rewrite, ready.vnet, ready.packet)
+            self.send(ready)
 
     def first_packet(self, unknown: Unknown, now: float) -> None:
         """Admit, refuse, drop or hold a packet that no open flow takes."""
         key = (unknown.protocol, unknown.key)
         if key in self._hold:
             self._hold_or_refuse(unknown, now)
-        elif self._is_for_nobody(unknown):
+        elif why := is_for_nobody(unknown):
+            self.counters[why] += 1
             self._slow.refuse_fragments(unknown, now)
         elif unknown.protocol not in self._protocols:
             self.refuse([unknown], Judgement(Verdict.BLOCK, "protocol not listed"), None, now)
-        elif (known := self._nat.outbound.find(*key)) is not None and self._is_same_socket(unknown, known, now):
+        elif (
+            (known := self._nat.outbound.find(*key)) is not None
+            and not _is_over(known.flow)
+            and self._is_same_socket(unknown, known, now)
+        ):
+            if known.flow.state is CLOSING and not known.flow.unaccepted:
+                self._nat.reopen(known.flow, now)
             self._pass(unknown, known, now)
         elif (refusal := self.refused.get(key)) is not None and self._holds(refusal, now):
             self._answer(unknown, now)
         else:
             self._attribute(unknown, now)
 
-    def _is_for_nobody(self, unknown: Unknown) -> bool:
-        """Whether the packet is the kernel's own, of no flow, or addressed to many: dropped, counted, never judged."""
-        packet, at = unknown.packet, unknown.headers.transport
-        if craft.is_multicast(unknown.headers.destination):
-            self.counters["multicast"] += 1
-        elif unknown.protocol == TCP and packet[at + 13] & RST:
-            self.counters["reset_of_no_flow"] += 1
-        elif unknown.protocol in icmp.ECHO_REQUEST and packet[at] != icmp.ECHO_REQUEST[unknown.protocol]:
-            self.counters["icmp_of_no_flow"] += 1
-        else:
-            return False
-        return True
-
     def _is_same_socket(self, unknown: Unknown, known: Rewrite, now: float) -> bool:
         """Whether the packet is of the very socket that the open flow is of: a SYN again, a datagram after a pause."""
         cookie, paused = known.flow.cookie, now - known.last_seen > UDP_PAUSE_S
+        self._catch_up()
+        if not known.flow.passes:
+            return False
         try:
+            if known.flow.unaccepted:
+                opens = unknown.packet[unknown.headers.transport + 13] & SYN
+                return not opens and not self._source.is_accepted(unknown.key)
             found = self._source.cookie(unknown.protocol, unknown.key, all_sockets=paused)
+            # A program that sends and ends leaves datagrams in the tun: nobody else has the port.
+            gone = found is None and unknown.protocol == UDP and not paused
+            if cookie is None or not (found == cookie or gone):
+                return False
+            return unknown.protocol != UDP or not (
+                self._handovers.doubts(unknown.key, {cookie})
+                or self._heirs.doubts(unknown.key, known.flow.owner, known.flow.sockets)
+            )
         except KernelError:
             return False  # then it is judged anew, which says what failed
-        # A program that sends and ends leaves datagrams in the tun: nobody else has the port.
-        gone = found is None and unknown.protocol == UDP and not paused
-        return cookie is not None and (found == cookie or gone)
+
+    def _catch_up(self) -> None:
+        """Let what has become of processes take effect: flows that have lost their side by it end here."""
+        try:
+            self._judge.prepare()
+            self._judge.tell()
+        except KernelError:
+            # One user's fork storm must not end the flows of others: they go on by what was known of their holders.
+            self.counters["judged_late"] += 1
 
     def _holds(self, refusal: Refusal, now: float) -> bool:
         """Whether the refusal stands: it is young, and no other socket has the four-tuple since.
@@ -148,26 +171,32 @@ class Admit:
             return False  # then it is judged anew, which says what failed
 
     def _attribute(self, unknown: Unknown, now: float) -> None:
+        user = None
         try:
-            self._source.note_newcomer(unknown.protocol, unknown.key)
-            self._judge.prepare()
-            for source in self._sources:
-                attribution = source.attribute(unknown.protocol, unknown.key)
-                if attribution is None:
-                    break
-                if attribution.owner is not None or source is self._sources[-1]:
-                    self._judge_current([unknown], attribution, now)
-                    return
+            if self._waiting:
+                user = self._source.user(unknown.protocol, unknown.key)
+            # Who has others waiting waits too: to take in is dearer than to search for many at once.
+            if user not in self._waiting:
+                self._source.note_newcomer(unknown.protocol, unknown.key)
+                self._judge.prepare()
+                for source in self._sources:
+                    attribution = source.attribute(unknown.protocol, unknown.key)
+                    if attribution is None:
+                        break
+                    if attribution.owner is not None or source is self._sources[-1]:
+                        self._judge_current([unknown], attribution, now)
+                        return
+                user = self._source.user(unknown.protocol, unknown.key)
         except KernelError as error:
             self._failed([unknown], error, now)
             return
-        if self._hold_or_refuse(unknown, now):
-            self._queue.append((unknown.protocol, unknown.key))
+        if self._hold_or_refuse(unknown, now, user):
+            self._waiting.add(user, (unknown.protocol, unknown.key))
             self._queued.set()
             self._holding.set()
 
-    def _hold_or_refuse(self, unknown: Unknown, now: float) -> bool:
-        if self._hold.add(unknown, now):
+    def _hold_or_refuse(self, unknown: Unknown, now: float, user: int | None = None) -> bool:
+        if self._hold.add(unknown, now, user):
             return True
         self.counters["hold_full"] += 1
         self._answer(unknown, now)
@@ -176,29 +205,33 @@ class Admit:
     # Tasks
 
     async def search(self) -> None:
-        """A worker: find the owners of what is held, one flow after the other, until cancelled."""
+        """Find the owners of what is held, until cancelled: of all who wait at once, and so many as a pass serves."""
         while True:
-            while not self._queue:
+            while not self._waiting:
                 self._queued = trio.Event()
                 await self._queued.wait()
-            key = self._queue.popleft()
-            if key not in self._hold:  # its time was up before its turn came
+            # Of some the time was up before their turn came.
+            if not (keys := [key for key in self._waiting.take(SEARCHED) if key in self._hold]):
                 await trio.lowlevel.checkpoint()
                 continue
             try:
-                await self._search_one(key)
-            except Exception as error:  # the kernel's no, or a mistake of ours: it must not cost us the worker
-                self._failed(self._hold.release(key), error, trio.current_time())
+                await self._search_some(keys)
+            except Exception as error:  # the kernel's no, or a mistake of ours: it must not cost us the task
+                for key in keys:
+                    if held := self._hold.release(key):
+                        self._failed(held, error, trio.current_time())
 
-    async def _search_one(self, key: Key) -> None:
-        attribution = None
-        for found in search_all(self._sources, *key):
-            attribution = found or attribution
-            await trio.lowlevel.checkpoint()
-            if key not in self._hold:
+    async def _search_some(self, keys: list[Key]) -> None:
+        for number, found in enumerate(search_all(self._sources, keys)):
+            if found is not None and (held := self._hold.release(found[0])):
+                self.judge(held, found[1], trio.current_time())
+            if found is None or not number % PAUSE:
+                await trio.lowlevel.checkpoint()
+            if not any(key in self._hold for key in keys):
                 return
-        if held := self._hold.release(key):
-            self.judge(held, attribution or Attribution("nobody found", None), trio.current_time())
+        for key in keys:
+            if held := self._hold.release(key):
+                self.judge(held, Attribution("nobody found", None), trio.current_time())
 
     async def release_late(self) -> None:
         """Refuse what is held for too long, until cancelled."""
@@ -226,89 +259,78 @@ class Admit:
         except KernelError as error:
             self._failed(packets, error, now)
             return
-        self._judge_current(packets, attribution, now)
+        self._judge_current(packets, attribution, now, held=True)
 
-    def _judge_current(self, packets: list[Unknown], attribution: Attribution, now: float) -> None:
+    def _judge_current(
+        self, packets: list[Unknown], attribution: Attribution, now: float, *, held: bool = False
+    ) -> None:
         """The same, with the process tree as of this moment."""
-        self.counters[f"attributed_{attribution.certainty.value}"] += 1
+        self.counters[f"attributed_{attribution.certainty}"] += 1
         first = packets[0]
         known = self._nat.outbound.find(first.protocol, first.key)
         try:
+            if attribution.owner is None and known is not None and self._is_left(known.flow):
+                self._pass_all(packets, now)
+                return
             judgement = self._judge.judge(attribution.owner)
-            side = judgement.verdict.value
+            side = judgement.verdict
+            if side is not BLOCK and (what := self._changes_hands(first, attribution, known, side, held=held)):
+                # Dropped without a word, which would reach who has the port now. If it is his, he asks again.
+                self.counters[f"{what}_changed_hands"] += len(packets)
+                for packet in packets:
+                    self._slow.refuse_fragments(packet, now)
+                return
             if known is not None and not self._goes_on(known.flow, first.protocol, side, attribution, judgement):
                 self._nat.end(known.flow, FlowEvent.TIMEOUT, now)
-            if judgement.verdict is Verdict.BLOCK:
+            if side is BLOCK:
                 self.refuse(packets, judgement, attribution, now)
                 return
             if self._nat.outbound.find(first.protocol, first.key) is not None:
                 self._pass_all(packets, now)
                 return
             way = self._dns.way(first, side, attribution.owner)
-            hindrance = f"the {side} has no way there" if way is None else ""
-            if way is not None and not self._open(first, way, judgement, attribution, now):
-                hindrance = "no room"
+            if way is None:
+                hindrance = f"the {side} has no way there"
+            else:
+                hindrance = self._opening.open(first, way, judgement, attribution, now)
             if hindrance:
                 self.refuse(packets, Judgement(Verdict.BLOCK, f"{judgement.reason}; {hindrance}"), attribution, now)
             else:
+                self.refused.pop((first.protocol, first.key), None)
                 self._pass_all(packets, now)
         except KernelError as error:
             self._failed(packets, error, now)
+
+    def _changes_hands(
+        self, first: Unknown, attribution: Attribution, known: Rewrite | None, side: str, *, held: bool
+    ) -> str | None:
+        """What a datagram's sender may have had before those who have it now, and whose side may be another."""
+        if first.protocol != UDP or attribution.owner is None:
+            return None
+        same_side = known.flow.cookie if known is not None and known.flow.verdict == side else None
+        if self._handovers.doubts(first.key, {attribution.cookie, same_side}, held=held):
+            return "port"
+        return "socket" if self._heirs.doubts(first.key, attribution.owner, attribution.sockets, held=held) else None
+
+    def _is_left(self, flow: Flow) -> bool:
+        """Whether a connection has been accepted, answered and closed too soon for us, who know its listener's side."""
+        return flow.unaccepted and not self._source.is_accepted(flow.key)
 
     def _goes_on(self, flow: Flow, protocol: int, side: str, attribution: Attribution, judgement: Judgement) -> bool:
         """Whether an open flow may go on with another socket or holder: datagrams may, on the same side."""
         if protocol == TCP or flow.verdict != side:
             return False
-        flow.app, flow.owner, flow.sockets = App.of(attribution), attribution.owner, attribution.sockets
-        flow.reason, flow.attribution, flow.cookie = judgement.reason, attribution.certainty.value, attribution.cookie
+        self._nat.own(flow, attribution.owner, attribution.sockets)
+        flow.app = App.of(attribution)
+        flow.reason, flow.attribution, flow.cookie = judgement.reason, attribution.certainty, attribution.cookie
         return True
 
     def _pass_all(self, packets: list[Unknown], now: float) -> None:
+        # To find the owner and to open the flow takes time, in which the side may have lost the address that it has.
+        self._network.hear()
         for packet in packets:
             if (rewrite := self._nat.outbound.find(packet.protocol, packet.key)) is not None:
                 self._pass(packet, rewrite, now)
-
-    def _open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> bool:
-        protocol, key = first.protocol, first.key
-        app = App.of(attribution)
-        opens = protocol != TCP or first.packet[first.headers.transport + 13] & (SYN | ACK) == SYN
-        if not self._nat.has_room(now):
-            return False
-        if self._dns.is_captured(way):
-            flow = self._dns.open(first, way, judgement, attribution, now)
-            if flow is not None:
-                flow.owner, flow.sockets, flow.cookie = attribution.owner, attribution.sockets, attribution.cookie
-            return flow is not None
-        if not opens:
-            if source_of(key) != way.source and not self._network.is_address_of(way.device, source_of(key)):
-                return False  # of another side, or of a NAT that has been forgotten
-            flow = self._nat.open_untranslated(
-                protocol, key, way, now, app=app, reason=judgement.reason, attribution=attribution.certainty.value
-            )
-            flow.owner, flow.sockets = attribution.owner, attribution.sockets
-            return True
-        if protocol == UDP and (asked := self._ports.asked_port(key, way)) is not None:
-            flow = self._nat.open_untranslated(
-                protocol, key, way, now,
-                app=app, reason=judgement.reason, attribution=attribution.certainty.value, port=asked,
-            )  # fmt: skip
-            flow.owner, flow.sockets, flow.cookie = attribution.owner, attribution.sockets, attribution.cookie
-            return True
-        port = None
-        if protocol in PORT_POOLS:
-            port = self._ports.choose(protocol, key, way, now)
-            if port is None:
-                return False
-        elif not self._nat.is_free(protocol, key, way, 0):
-            return False
-        flow = self._nat.open(
-            protocol, key, way, port, now,
-            app=app, reason=judgement.reason, attribution=attribution.certainty.value, cookie=attribution.cookie,
-        )  # fmt: skip
-        flow.owner, flow.sockets = attribution.owner, attribution.sockets
-        flow.verdict = judgement.verdict.value  # the DNS table may send it by the other side
-        self.refused.pop((protocol, key), None)
-        return True
 
     def hold_for(self, longest_s: float) -> None:
         """Hold first packets for so long from now on."""
@@ -349,16 +371,30 @@ class Admit:
     # Packets
 
     def _pass(self, unknown: Unknown, rewrite: Rewrite, now: float) -> None:
-        for ready in self._slow.pass_on(unknown, rewrite, now):
-            self._send(ready.rewrite, ready.vnet, ready.packet)
+        if unknown.headers.identification is not None:  # what it was cut into waits for it
+            for ready in self._slow.pass_on(unknown, rewrite, now):
+                self.send(ready)
+            return
+        frame, size = self._frame, len(unknown.packet)
+        packet = frame[HEADROOM : HEADROOM + size]
+        frame[HEADER:HEADROOM] = unknown.vnet
+        packet[:] = unknown.packet
+        self._slow.write_into(packet, unknown, rewrite, now)
+        rewrite.device.send(frame, size, rewrite)  # type: ignore[attr-defined]  # opaque to the engine
 
-    def _send(self, rewrite: Rewrite, header: bytes | bytearray, packet: bytes | bytearray) -> None:
-        frame = self._frame
-        frame[HEADER:HEADROOM] = header
-        frame[HEADROOM : HEADROOM + len(packet)] = packet
-        rewrite.device.send(frame, len(packet), rewrite)  # type: ignore[attr-defined]  # opaque to the engine
+    def send(self, ready: Ready) -> None:
+        """Send what may go by its device."""
+        frame, size = self._frame, len(ready.packet)
+        frame[HEADER:HEADROOM] = ready.vnet
+        frame[HEADROOM : HEADROOM + size] = ready.packet
+        ready.rewrite.device.send(frame, size, ready.rewrite)  # type: ignore[attr-defined]  # opaque to the engine
 
     def _answer(self, unknown: Unknown, now: float) -> None:
         """Tell the app that this packet goes nowhere."""
         self._slow.refuse_fragments(unknown, now)
         self._answers.refuse(unknown)
+
+
+def _is_over(flow: Flow) -> bool:
+    """Whether both ends have closed a connection, so that what still has to be judged, a SYN, begins another."""
+    return flow.protocol == TCP and flow.finished and not flow.unaccepted

@@ -22,10 +22,11 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import trio
@@ -84,19 +85,16 @@ class Request(msgspec.Struct, frozen=True):
 Verb = Callable[[Request], object]
 
 
-async def serve(
-    settings: Control,
-    verbs: Mapping[str, Verb],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Answer clients on the control socket until cancelled; then the socket's file is gone.
+class ControlSocket(NamedTuple):
+    """A socket that clients connect to, and the number of the group that may use it besides root."""
 
-    Args:
-        settings: where the socket is, and the group that may use it.
-        verbs: what can be asked. A callable returns what msgspec can encode, or an iterator of that (a list for the
-            client, encoded piece by piece); it raises TunsplitError for the client to read.
-        task_status: told once clients can connect.
+    listener: trio.SocketListener
+    gid: int | None
+
+
+@contextmanager
+def listening(settings: Control) -> Iterator[ControlSocket]:
+    """The control socket: clients can connect, and wait until they are served; its file goes with it.
 
     Raises:
         TunsplitError: another daemon answers on this path.
@@ -104,13 +102,31 @@ async def serve(
     """
     gid = group_id(settings.group)
     listener, identity = open_listener(settings.socket, gid)
-    server = Server(verbs, gid)
     try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, server.converse, [listener])
-            task_status.started()
+        yield ControlSocket(listener, gid)
     finally:
+        listener.socket.close()
         remove(settings.socket, identity)
+
+
+async def serve(
+    clients: ControlSocket,
+    verbs: Mapping[str, Verb],
+    *,
+    task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer clients on the control socket until cancelled.
+
+    Args:
+        clients: the socket.
+        verbs: what can be asked. A callable returns what msgspec can encode, or an iterator of that (a list for the
+            client, encoded piece by piece); it raises TunsplitError for the client to read.
+        task_status: told once clients are answered.
+    """
+    if clients.gid is None:
+        logger.info("control group absent: the control socket is root's alone")
+    server = Server(verbs, clients.gid)
+    await trio.serve_listeners(server.converse, [clients.listener], task_status=task_status)
 
 
 class Server:
@@ -122,7 +138,13 @@ class Server:
         self._clients = 0
 
     async def converse(self, stream: trio.SocketStream) -> None:
-        """Answer one client until it leaves, errs in form, or is silent for too long."""
+        """Answer one client until it leaves, errs in form, or is silent for too long. Never fails."""
+        try:
+            await self._converse(stream)
+        except Exception:  # the kernel's no to who asks, or a fault of ours: as in `_reply`
+            logger.exception("a client cannot be answered")
+
+    async def _converse(self, stream: trio.SocketStream) -> None:
         async with stream:
             peer = peer_of(stream.socket)
             credentials = Credentials(peer.pid, peer.uid, peer.gid, peer.groups)
@@ -238,7 +260,6 @@ def group_id(name: str) -> int | None:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        logger.info("control group absent: the control socket is root's alone", extra={"group": name})
         return None
 
 

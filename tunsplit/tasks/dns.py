@@ -7,6 +7,7 @@ our stub on loopback ───────────────────�
 
 import logging
 import secrets
+import socket
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,9 +23,8 @@ from tunsplit.errors import KernelError
 from tunsplit.host import FAMILIES, IPAddress
 from tunsplit.kernel import resolvconf
 from tunsplit.kernel.rtnetlink import Rtnetlink
-from tunsplit.kernel.tun import Tun
 from tunsplit.tasks.answers import Answers
-from tunsplit.tasks.dnscapture import DnsCapture, asker_of
+from tunsplit.tasks.dnscapture import Conversation, DnsCapture
 from tunsplit.tasks.dnsconnections import Ask, Connections, open_listener
 from tunsplit.tasks.dnsproxy import DnsProxy, Recent, Reply, boottime
 from tunsplit.tasks.dnsstub import Stub
@@ -32,6 +32,7 @@ from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.tasks.systemdns import Settings, SystemDnsFinder
+from tunsplit.tasks.tuns import Tuns
 
 Json = dict[str, object]
 PassedBy = Callable[[bytes, bytes, float], None]
@@ -87,7 +88,7 @@ class Dns:
         self,
         config: Config,
         *,
-        tun: Tun,
+        tuns: Tuns,
         nat: Nat,
         network: Network,
         answers: Answers,
@@ -99,7 +100,7 @@ class Dns:
 
         Args:
             config: as it applies now.
-            tun: where captured questions come from.
+            tuns: where captured questions come from.
             nat: the table of flows.
             network: the sides.
             answers: words for the apps.
@@ -112,14 +113,16 @@ class Dns:
         """
         self._config = config
         self._network = network
-        self._tun = tun
+        self._tun = tuns.own
+        self._listeners: list[trio.SocketListener] = []
+        self._is_client = judge.is_client
         self._finder = SystemDnsFinder(_finding(config), network, rtnetlink)
         self._finder.on_change = self._apply
         table = self._table()
         self.proxy = DnsProxy(table, RoutesNetwork(network), filter_aaaa=config.dns.filter_aaaa)
         self.capture = DnsCapture(
-            tun=tun, nat=nat, network=network, answers=answers, ask=self.proxy.ask, table=table,
-            is_resolver=judge.is_resolver, random_below=secrets.randbelow,
+            tuns=tuns, nat=nat, network=network, answers=answers, ask=self.proxy.ask, table=table,
+            is_resolver=judge.is_resolver, is_client=judge.is_client, random_below=secrets.randbelow,
         )  # fmt: skip
         self._counters: Counter[str] = Counter()
         self._connections = Connections(self._identify, self._counters)
@@ -165,14 +168,20 @@ class Dns:
         flow = self.capture.flow_of(peer.packed, port, peer.version)
         if flow is None:
             return None
-        asker = asker_of(flow)
+        conversation = Conversation()
 
         def ask(message: bytes, reply: Reply) -> bool:
-            if flow.passes:
-                self.proxy.ask(message, asker, reply, boottime())
+            if not flow.passes:
+                return False
+            try:
+                asker = conversation.asker_of(flow, client=self._is_client(flow.owner))
+            except KernelError:
+                self._counters["dns_askers_unknown"] += 1
+                return False
+            self.proxy.ask(message, asker, reply, boottime())
             return flow.passes
 
-        return asker.app.uid if asker.app else None, ask
+        return flow.app.uid if flow.app else None, ask
 
     # Changes
 
@@ -224,6 +233,15 @@ class Dns:
                 nursery.start_soon(trio.serve_listeners, self._connections.converse, [listener])
             task_status.started()
 
+    def tun_renewed(self) -> None:
+        """The tun has been made anew: what comes in by it is for our listeners again."""
+        for listener in self._listeners:
+            try:
+                # By its index, which is another now (net/core/sock.c, sock_setbindtodevice).
+                listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._tun.name.encode())
+            except OSError as error:
+                logger.warning("questions over TCP are not answered", extra={"error": str(error)})
+
     def _listen(self) -> Iterable[trio.SocketListener]:
         for version in FAMILIES:
             own = self._network.own_address(version)
@@ -234,6 +252,7 @@ class Dns:
             except KernelError as error:
                 logger.warning("questions over TCP are refused", extra={"version": version, "error": str(error)})
                 continue
+            self._listeners.append(listener)
             self.capture.listeners[version] = listener.socket.getsockname()[1]
             yield listener
 
@@ -242,8 +261,11 @@ class Dns:
     def routes(self) -> list[Json]:
         """Where questions of each class of apps go just now."""
         shown: list[Json] = []
-        for name, excluded in (("normal", False), ("excluded", True)):
-            choice = self.capture.table.choose(excluded=excluded, tunnel_up=self._network.tunnel_up)
+        classes = [("normal", False, False), ("excluded", True, False)]
+        if self._config.tunnel.client:
+            classes.append(("client", False, True))
+        for name, excluded, client in classes:
+            choice = self.capture.table.choose(excluded=excluded, tunnel_up=self._network.tunnel_up, client=client)
             servers = [{"address": str(one.address), "route": one.route.value} for one in choice.servers]
             shown.append({"app": name, "route": choice.route.value, "servers": servers, "row": choice.row})
         return shown

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 from tunsplit.engine.attribution import Attribution, Owner
-from tunsplit.engine.direction import ACK, SYN, destination_of, reversed_key
+from tunsplit.engine.direction import destination_of, reversed_key
 from tunsplit.engine.dnstable import DnsTable
 from tunsplit.engine.flow import App, Flow, FlowEvent, Rewrite
 from tunsplit.engine.interception import PORTS, Handling, handling
-from tunsplit.engine.nat import Nat, Way
+from tunsplit.engine.nat import Nat
 from tunsplit.engine.policy import Judgement, Verdict
-from tunsplit.engine.slowpath import SlowPath, Unknown
+from tunsplit.engine.rewrites import Way
+from tunsplit.engine.slowpath import SlowPath, Unknown, opens_connection
 from tunsplit.errors import KernelError, MalformedPacket
 from tunsplit.host import IPAddress
 from tunsplit.kernel.tun import Tun
@@ -32,6 +33,7 @@ from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.dnsproxy import Asker, Reply, boottime
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.side import HEADER, HEADROOM
+from tunsplit.tasks.tuns import Tuns
 from tunsplit.wire import craft, vnet
 from tunsplit.wire.ip import FRAGMENT, NO_OPTIONS, TCP, UDP, parse_untrusted, unpack_u16
 
@@ -43,20 +45,30 @@ Ask = Callable[[bytes, Asker, Reply, float], None]  # as DnsProxy.ask
 
 
 class Conversation:
-    """A flow's questions over UDP: who asks, and the way back, which are the same for each of them."""
+    """A flow's questions: who asks, and over UDP the way back, which are the same for each of them."""
 
     def __init__(self) -> None:
         self.app: App | None = None
         self.asker: Asker | None = None
         self.reply: Reply | None = None
 
+    def asker_of(self, flow: Flow, *, client: bool) -> Asker:
+        """Who asks in this flow; `client`: the VPN's client."""
+        asker = self.asker
+        if asker is None or self.app is not flow.app or asker.client is not client:
+            asked, verdict = ip_address(destination_of(flow.key)), Verdict(flow.verdict)
+            asker = Asker(flow.app, verdict, asked, flow.protocol == TCP, identity=flow.key, client=client)
+            self.app, self.asker = flow.app, asker
+        return asker
+
 
 class Questions:
     """The device of questions over UDP."""
 
-    def __init__(self, tun: Tun, ask: Ask) -> None:
-        self._tun = tun
+    def __init__(self, tuns: Tuns, ask: Ask, is_client: Callable[[Flow], bool]) -> None:
+        self._tuns = tuns
         self._ask = ask
+        self._is_client = is_client
         self.counters: Counter[str] = Counter()
 
     def send(self, frame: memoryview, size: int, rewrite: Rewrite) -> None:
@@ -69,25 +81,28 @@ class Questions:
             return
         conversation: Conversation = rewrite.next_hop  # type: ignore[assignment]  # opaque to the engine
         flow = rewrite.flow
-        if conversation.asker is None or conversation.app is not flow.app:
-            conversation.app, conversation.asker = flow.app, asker_of(flow)
+        try:
+            asker = conversation.asker_of(flow, client=self._is_client(flow))
+        except KernelError:
+            self.counters["dns_askers_unknown"] += 1
+            return
         if conversation.reply is None:
             conversation.reply = self._reply_to(flow)
         segment = vnet.unpack(frame, HEADER)[3] or end - start  # a super-packet has several questions of one size
         now = boottime()
         for at in range(start, end, segment or 1):
             self.counters["dns_questions_udp"] += 1
-            self._ask(bytes(packet[at : min(at + segment, end)]), conversation.asker, conversation.reply, now)
+            self._ask(bytes(packet[at : min(at + segment, end)]), asker, conversation.reply, now)
 
     def _reply_to(self, flow: Flow) -> Reply:
-        packet_of, write = craft.Datagrams(reversed_key(flow.key)).packet, self._tun.write
-        back = flow.reply
+        packet_of, write = craft.Datagrams(reversed_key(flow.key)).packet, self._tuns.of(flow).write
 
         def reply(answer: bytes) -> None:
             if not flow.passes:
                 self.counters["dns_answers_late"] += 1
                 return
             packet = packet_of(answer)
+            back = flow.reply  # not before: it leads to who holds this function
             back.packets += 1
             back.octets += len(packet)
             write(vnet.NONE + packet)
@@ -112,23 +127,25 @@ class DnsCapture:
     def __init__(
         self,
         *,
-        tun: Tun,
+        tuns: Tuns,
         nat: Nat,
         network: Network,
         answers: Answers,
         ask: Ask,
         table: DnsTable,
         is_resolver: Callable[[Process], bool],
+        is_client: Callable[[Owner | None], bool],
         random_below: Callable[[int], int],
     ) -> None:
         self._is_resolver = is_resolver
+        self._is_client = is_client
         self._nat = nat
-        self._tun = tun
+        self._tuns = tuns
         self._network = network
         self._answers = answers
         self._random_below = random_below
-        self._questions = Questions(tun, ask)
-        self._loop = Loop(tun)
+        self._questions = Questions(tuns, ask, lambda flow: is_client(flow.owner))
+        self._loop = Loop(tuns.own)
         self.counters = self._questions.counters
         self._back = SlowPath(nat.inbound(self._loop), self.counters, outbound=False)
         self.table = table
@@ -157,7 +174,7 @@ class DnsCapture:
         recursive one could not work otherwise.
 
         Raises:
-            KernelError: whether its owner is one cannot be known.
+            KernelError: whether its owner is one, or the VPN's client, cannot be known.
         """
         if protocol not in (TCP, UDP) or key[-2:] not in PORTS:
             return None
@@ -165,12 +182,14 @@ class DnsCapture:
         if excluded and owner is not None and all(map(self._is_resolver, owner.holders)):
             return None
         asked, port = ip_address(destination_of(key)), int.from_bytes(key[-2:], "big")
-        return handling(self.table, port, asked, excluded=excluded, tunnel_up=self._network.tunnel_up)
+        return handling(
+            self.table, port, asked, excluded=excluded, tunnel_up=self._network.tunnel_up, client=self._is_client(owner)
+        )
 
-    def explain(self, verdict: str, asked: IPAddress | None = None) -> dict[str, object]:
+    def explain(self, verdict: str, asked: IPAddress | None = None, *, client: bool = False) -> dict[str, object]:
         """What the table says to an app on this side that asks this resolver; None: our own stub."""
         excluded = verdict == Verdict.UPLINK.value
-        choice = self.table.choose(excluded=excluded, tunnel_up=self._network.tunnel_up, asked=asked)
+        choice = self.table.choose(excluded=excluded, tunnel_up=self._network.tunnel_up, asked=asked, client=client)
         servers = [{"address": str(server.address), "route": server.route.value} for server in choice.servers]
         return {"row": choice.row, "route": choice.route.value, "resolvers": servers}
 
@@ -188,21 +207,31 @@ class DnsCapture:
         """Whether this flow's questions are answered by us: then where they go is the table's matter."""
         return flow.original.device is self._questions or flow.original.device is self._loop
 
-    def open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> Flow | None:
-        """Open a captured flow; None: it is none that can be opened."""
-        protocol, key, how = first.protocol, first.key, attribution.certainty.value
+    def open(
+        self,
+        first: Unknown,
+        way: Way,
+        judgement: Judgement,
+        attribution: Attribution,
+        now: float,
+        *,
+        forwarded: bool = False,
+    ) -> Flow | None:
+        """Open a captured flow, an app's or a guest's; None: it is none that can be opened."""
+        protocol, key, how = first.protocol, first.key, "" if forwarded else attribution.certainty.value
         app = App.of(attribution)
         if protocol == UDP:
             return self._nat.open_untranslated(
-                protocol, key, way, now, app=app, reason=judgement.reason, attribution=how
+                protocol, key, way, now, app=app, reason=judgement.reason, attribution=how, forwarded=forwarded
             )
-        if first.packet[first.headers.transport + 13] & (SYN | ACK) != SYN:
+        if not opens_connection(first.packet, first.headers):
             return None
         if (outside := self._outside(way, first.headers.version)) is None:
             return None
         return self._nat.open(
             protocol, key, way, None, now,
             app=app, reason=judgement.reason, attribution=how, cookie=attribution.cookie, outside=outside,
+            forwarded=forwarded,
         )  # fmt: skip
 
     def _outside(self, way: Way, version: int) -> bytes | None:
@@ -238,7 +267,7 @@ class DnsCapture:
             self._answers.refuse(outcome)
         else:
             for ready in outcome:
-                self._tun.write(ready.vnet + ready.packet)
+                self._tuns.of(ready.rewrite.flow).write(ready.vnet + ready.packet)
         return True
 
     def _is_listeners(self, packet: bytes) -> bool:
@@ -269,12 +298,6 @@ class DnsCapture:
         if found is Handling.ANSWER:
             return self.has_captured(flow)
         return not self.has_captured(flow) and flow.side == (flow.verdict if found is None else found.value)
-
-
-def asker_of(flow: Flow) -> Asker:
-    """Who asks in this flow."""
-    asked = ip_address(destination_of(flow.key))
-    return Asker(flow.app, Verdict(flow.verdict), asked, over_tcp=flow.protocol == TCP, identity=flow.key)
 
 
 def datagram_untrusted(packet: memoryview) -> tuple[int, int]:

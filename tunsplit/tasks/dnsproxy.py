@@ -69,7 +69,7 @@ class SideNetwork(Protocol):
 
 
 class Asker(NamedTuple):
-    """Who asks.
+    """Who asks; `client`: it is the VPN's client.
 
     `asked` is the resolver that the app has asked; None: our own stub. Two questions of one `identity` (the flow's
     four-tuple, say) with one identifier are the same, asked again.
@@ -80,6 +80,7 @@ class Asker(NamedTuple):
     asked: IPAddress | None
     over_tcp: bool = False
     identity: Hashable = None
+    client: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class DnsProxy:
         self._upstream = Upstream(network.side_device, chance.below, clock)
         self._cache = DnsCache()
         self._resolver = self._upstream.resolver = Resolver(self._upstream, self._cache.put, chance.below)
-        self._plans: dict[tuple[Verdict, IPAddress | None], Plan] = {}
+        self._plans: dict[tuple[Verdict, bool, IPAddress | None], Plan] = {}
         # The same by the asker himself: a flow's is one object, and addresses and verdicts are dear to compare. Each is
         # held, so that no other has his number.
         self._known: dict[int, tuple[Asker, Plan]] = {}
@@ -245,7 +246,7 @@ class DnsProxy:
         )
 
     def _plan_of(self, asker: Asker) -> Plan:
-        plan = self._plans.get((asker.verdict, asker.asked)) or self._plan(asker)
+        plan = self._plans.get((asker.verdict, asker.client, asker.asked)) or self._plan(asker)
         if len(self._known) >= MOST_PLANS:
             self._known.clear()
         self._known[id(asker)] = (asker, plan)
@@ -254,7 +255,10 @@ class DnsProxy:
     def _plan(self, asker: Asker) -> Plan:
         """Work out what becomes of a class of questions."""
         choice = self._table.choose(
-            excluded=asker.verdict is Verdict.UPLINK, tunnel_up=self._has(Route.TUNNEL), asked=asker.asked
+            excluded=asker.verdict is Verdict.UPLINK,
+            tunnel_up=self._has(Route.TUNNEL),
+            asked=asker.asked,
+            client=asker.client,
         )
         resolvers = tuple((server.address, server.route) for server in choice.servers)
         partition = self._partitions.get(resolvers)
@@ -263,12 +267,13 @@ class DnsProxy:
                 self._forget(self._partitions)
             # Never a number twice: what is in flight may yet be stored under its old one.
             partition = self._partitions[resolvers] = next(self._numbers).to_bytes(PARTITION, "big")
-        side = SIDE_OF.get(asker.verdict)
+        # The VPN's client asks for where its transport is to go.
+        side = Route.OUTSIDE if asker.client else SIDE_OF.get(asker.verdict)
         lacks_ipv6 = side is not None and self._network.side_device(side, 6) is None
         plan = Plan(choice, partition, self._filter_aaaa and lacks_ipv6)
         if len(self._plans) >= MOST_PLANS:
             self._unplan()
-        self._plans[asker.verdict, asker.asked] = plan
+        self._plans[asker.verdict, asker.client, asker.asked] = plan
         return plan
 
     def _unplan(self) -> None:

@@ -3,8 +3,8 @@
 Theory of operation. A local stub asks in its own name, so the table can only see the stub. Of this one, which runs in
 the daemon, the other end of each question is a socket on this host: its holders are found as those of a flow are
 (tasks/sources.py), judged, and the question goes on in their name. Who cannot be told at once is searched for by a
-worker. Nobody found, or an app that is blocked: REFUSED, at once. An answer whose asker has changed sides meanwhile is
-kept from him.
+task, together with all others. Nobody found, or an app that is blocked: REFUSED, at once. An answer whose asker has
+changed sides meanwhile is kept from him.
 """
 
 import logging
@@ -31,8 +31,8 @@ from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.wire.ip import TCP, UDP
 
-WORKERS = 2
 BATCH = 64
+SEARCHED = 64  # questions whose askers are searched for at once
 MOST_WAITING = 1024
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,7 @@ class Stub:
         async with trio.open_nursery() as nursery:
             for one in self._sockets:
                 nursery.start_soon(self._serve, one)
-            for _ in range(WORKERS):
-                nursery.start_soon(self._search)
+            nursery.start_soon(self._search)
             for listener in self._listeners:
                 nursery.start_soon(trio.serve_listeners, self._connections.converse, [listener])
 
@@ -147,7 +146,7 @@ class Stub:
             self._take(TCP, four_tuple, message, reply)
             return True
 
-        return self._source.user(four_tuple), ask
+        return self._source.user(TCP, four_tuple), ask
 
     # Askers
 
@@ -172,31 +171,40 @@ class Stub:
             while not self._waiting:
                 self._queued = trio.Event()
                 await self._queued.wait()
-            waiting = self._waiting.popleft()
+            some = [self._waiting.popleft() for _ in range(min(SEARCHED, len(self._waiting)))]
             try:
-                await self._search_one(waiting)
+                await self._search_some(some)
             except KernelError:
-                self._refuse(waiting, "failed")
+                for waiting in some:
+                    self._refuse(waiting, "failed")
             except Exception as error:  # as above
                 mishap.note(self._counters, error)
 
-    async def _search_one(self, waiting: Waiting) -> None:
-        found: Attribution | None = None
-        for answer in self._source.search(waiting.protocol, waiting.four_tuple):
-            found = answer or found
+    async def _search_some(self, some: list[Waiting]) -> None:
+        """Judge these, and take out of the list whoever has been."""
+        for found in self._source.search(list({(one.protocol, one.four_tuple): None for one in some})):
+            now = trio.current_time()
+            for waiting in list(some):
+                if found is not None and found[0] == (waiting.protocol, waiting.four_tuple):
+                    some.remove(waiting)
+                    self._judge_and_ask(waiting, found[1])
+                elif waiting.deadline <= now:
+                    some.remove(waiting)
+                    self._judge_and_ask(waiting, Attribution("nobody found", None))
             await trio.lowlevel.checkpoint()
-            if trio.current_time() >= waiting.deadline:
-                break
-        self._judge_and_ask(waiting, found or Attribution("nobody found", None))
+        while some:
+            self._judge_and_ask(some.pop(), Attribution("nobody found", None))
 
     def _judge_and_ask(self, waiting: Waiting, attribution: Attribution) -> None:
-        verdict = self._verdict(attribution.owner)
-        over_tcp = waiting.protocol == TCP
-        asker = Asker(App.of(attribution), verdict, None, over_tcp=over_tcp, identity=waiting.four_tuple)
+        owner = attribution.owner
+        verdict, client = self._judge_now(owner)
+        asker = Asker(
+            App.of(attribution), verdict, None, waiting.protocol == TCP, identity=waiting.four_tuple, client=client
+        )
 
         def reply(answer: bytes) -> None:
             try:
-                stands = self._verdict(attribution.owner) is verdict
+                stands = self._judge_now(owner) == (verdict, client)
             except KernelError:
                 stands = False
             if stands:
@@ -206,9 +214,10 @@ class Stub:
 
         self._ask(waiting.message, asker, reply, boottime())
 
-    def _verdict(self, owner: Owner | None) -> Verdict:
+    def _judge_now(self, owner: Owner | None) -> tuple[Verdict, bool]:
+        """On which side it is, and whether it is the VPN's client."""
         self._judge.prepare()
-        return self._judge.judge(owner).verdict
+        return self._judge.judge(owner).verdict, self._judge.is_client(owner)
 
     def _refuse(self, waiting: Waiting, why: str) -> None:
         self._counters[f"dns_stub_refused_{why}"] += 1

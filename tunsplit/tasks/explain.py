@@ -1,14 +1,16 @@
 """Why something goes where it goes: the chain of judgement, shown without sending a packet."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 
 from tunsplit.engine.attribution import Attribution, Owner, search_all
-from tunsplit.engine.direction import destination_of
+from tunsplit.engine.direction import destination_of, source_of
 from tunsplit.engine.interception import Handling
 from tunsplit.engine.nat import Nat
-from tunsplit.engine.policy import Verdict
+from tunsplit.engine.policy import Judgement, Verdict
 from tunsplit.engine.reasons import Reason, Reasons
+from tunsplit.engine.sides import beside
 from tunsplit.errors import TunsplitError
+from tunsplit.host import IPAddress
 from tunsplit.kernel.procpid import identify, resolve
 from tunsplit.process import Executable, Process
 from tunsplit.tasks.dnscapture import DnsCapture
@@ -73,12 +75,13 @@ class Explainer:
         if number is None:
             raise TunsplitError(f"protocol {protocol!r}: expected one of {', '.join(NAMES.values())}")
         key = _key(source, destination)
+        forwarded = self._is_guest(ip_address(source_of(key)))
         attribution: Attribution | None = None
-        for found in search_all((self._source,), number, key):
-            attribution = found or attribution
+        for found in () if forwarded else search_all((self._source,), [(number, key)]):
+            attribution = found[1] if found is not None else attribution
         owner = attribution.owner if attribution else None
         way = handling = None
-        explained = self._explained(owner)
+        explained = self._explained(owner, self._judge.policy.judge_forwarded() if forwarded else None)
         verdict = str(explained["verdict"])
         if verdict != Verdict.BLOCK.value:
             handling = self._dns.handling(number, key, verdict, owner)
@@ -88,12 +91,12 @@ class Explainer:
         if handling is None:
             del explained["dns"]
         else:
-            asked = self._dns.explain(verdict, ip_address(destination_of(key)))
+            asked = self._dns.explain(verdict, ip_address(destination_of(key)), client=self._judge.is_client(owner))
             explained["dns"] = {"handling": handling.value, **asked}
-        known = self._nat.outbound.find(number, key)
+        known = (self._nat.forwarded if forwarded else self._nat.outbound).find(number, key)
         return {
             "app": _app(owner.process) if owner else None,
-            "found_by": attribution.how if attribution else "no socket",
+            "found_by": attribution.how if attribution else "forwarded" if forwarded else "no socket",
             "certainty": attribution.certainty.value if attribution else None,
             "sockets": list(attribution.sockets) if attribution else [],
             **explained,
@@ -101,8 +104,16 @@ class Explainer:
             "flow": None if known is None else {"side": known.flow.side, "state": known.flow.state.value},
         }
 
-    def _explained(self, owner: Owner | None) -> Json:
-        judgement = self._judge.judge(owner)
+    def _is_guest(self, address: IPAddress) -> bool:
+        """Whether packets from this address are forwarded ones: a guest's own, or what masquerade makes of it."""
+        network = self._network
+        if any(address == one.interface.ip for one in network.snapshot.addresses):
+            own = network.own_address(address.version)
+            return own is not None and address == beside([ip_interface(own)])[0].ip
+        return any(address in prefix for prefix in network.guests)
+
+    def _explained(self, owner: Owner | None, judgement: Judgement | None = None) -> Json:
+        judgement = judgement or self._judge.judge(owner)
         holders: list[Json] = []
         for process in owner.holders if owner else ():
             reasons = self._judge.reasons(process)
@@ -114,6 +125,7 @@ class Explainer:
                     "birth": birth.value if birth else "unknown",
                     "parents": [_app(one) for one in line[1:]],
                     "reasons": None if reasons is None else [reason.words for reason in reasons],
+                    "client": self._judge.is_client(Owner((process,))),
                 }
             )
         return {
@@ -122,12 +134,12 @@ class Explainer:
             "holders": holders,
             "verdict": judgement.verdict.value,
             "reason": judgement.reason,
-            "dns": self._table_row(judgement.verdict),
+            "dns": self._table_row(judgement.verdict, client=self._judge.is_client(owner)),
         }
 
-    def _table_row(self, verdict: Verdict) -> Json | None:
+    def _table_row(self, verdict: Verdict, *, client: bool = False) -> Json | None:
         """Where the questions of an app go; None: nowhere, since nothing of it does."""
-        return None if verdict is Verdict.BLOCK else self._dns.explain(verdict.value)
+        return None if verdict is Verdict.BLOCK else self._dns.explain(verdict.value, client=client)
 
 
 def _app(process: Process) -> Json:

@@ -5,29 +5,31 @@ Theory of operation. The kernel queues what a process becomes before the process
 program that can have sent it. Between packets a task does the same, so that no queue overflows and no program that is
 gone again was missed. After an overrun all processes are looked at anew before anything else is judged.
 
-If the events fail, nothing is judged: a KernelError reaches whoever asks, and the packet is refused.
+What comes of events for others than who is judged (the children of who runs another program, say) is told in a task:
+`watch` does for what it takes in, `tell_of_others` for what a judgement has taken out of the queue before it.
+
+If the events fail, or we do with one of them, nothing is judged: a KernelError reaches whoever asks, and the packet is
+refused.
 """
 
-import json
 import logging
-import os
-import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from tunsplit.engine import processstate
-from tunsplit.engine.attribution import Owner
-from tunsplit.engine.policy import Judgement, Policy
+from tunsplit.engine.attribution import Certainty, Owner
+from tunsplit.engine.policy import LOCAL_RESOLVER, UNATTRIBUTED, Judgement, Policy, Verdict
 from tunsplit.engine.reasons import Image, Reasons
 from tunsplit.engine.rules import keys_of
 from tunsplit.errors import KernelError, TunsplitError
 from tunsplit.kernel.procevents import BATCH, Event, Exec, Exit, Fork, Overrun, ProcessEvents, UidChanged
-from tunsplit.kernel.procfs import Processes, Recalled
+from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.procpid import pids
 from tunsplit.process import Process
+from tunsplit.tasks.treefile import TreeFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +39,13 @@ REST = 20  # times as long as saving took, before it is saved again
 RETRY_S = 1.0
 MOST_BATCHES = 256  # of events before one packet is judged: a fork bomb must not keep us for ever
 MOST_ROUNDS = 8  # of programs that are read while others are started
+KIN = 32  # relatives of the holder of a socket who are looked at; of one with more, nothing is guessed
 UNTOLD = frozenset(("cmdline", "cgroup"))  # what may change without an event
-KEPT_S = 7 * 86400.0  # for how long a tree that no daemon keeps is there for the next one
-GAP_S = 60.0  # without us, after which who was born meanwhile is believed as at a first start
+
+JUDGED = 4096  # processes whose verdict is remembered
+FOR_NOW = frozenset((UNATTRIBUTED, LOCAL_RESOLVER))  # reasons that may go without an event
+# For what runs once a flow: Python 3.11 takes 0.5 µs to find a member of an enumeration.
+EXACT, UPLINK = Certainty.EXACT, Verdict.UPLINK
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +68,28 @@ class Judge:
         self.failure: str | None = None
         self.on_change: Callable[[set[tuple[int, int]]], None] = lambda _: None
         self.on_exec: Callable[[Process], None] = lambda _: None
+        self.on_lost: Callable[[], None] = lambda: None  # of events, before anything is judged
+        self.on_heard: Callable[[], None] = lambda: None  # of events, a moment later
+        self.on_subscribed: Callable[[int], None] = lambda _: None  # anew: with this descriptor
         self.is_resolver: Callable[[Process], bool] = lambda _: False
+        self.tunnel_up: Callable[[], bool] = lambda: True
+        self.carries_tunnel: Callable[[int], bool] = lambda _: False  # whether this pid does
         self.counters: Counter[str] = Counter()
         self._events = ProcessEvents()
         self._processes = processes
-        self._state_file = state_file
-        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._saved: bytes | None = None
+        self._file = None if state_file is None else TreeFile(state_file)
         self._lost = False  # events, since the last look at all processes
-        processes.keys = keys_of(policy.rules)
+        self._others: deque[Process] = deque()  # who is new or another, and `on_exec` has not heard of
+        self._untold = False  # what came of the last events
+        self._unsaved = True  # what the tree on disk does not have, perhaps
+        self._heard = trio.Event()  # of an event
+        self._judged: dict[tuple[int, int], Judgement] = {}  # by pid and start time …
+        self._judged_as_of: tuple[Policy, int] = policy, 0  # … by this policy, and this state of the tree
+        processes.keys = keys_of(policy.all_rules)
         processes.recall = self.recall
-        saved, recent = self._load()
-        if state_file is not None:
-            sweep(state_file.parent)
-        self.tree = processstate.load(saved, policy.rules, self._look_at_all(), recent=recent)
+        processes.kin = lambda pid: self.tree.kin(pid, KIN)
+        saved, recent = (None, False) if self._file is None else self._file.load()
+        self.tree = processstate.load(saved, policy.all_rules, self._look_at_all(), recent=recent)
 
     # Judging
 
@@ -88,18 +102,74 @@ class Judge:
         try:
             for _ in range(MOST_ROUNDS):
                 self._drain()
-                if not (unread := self.tree.take_unread()):
+                if unread := self.tree.take_unread():
+                    self._others.extend(self._read(unread))
+                if not self._others:
                     break
-                for process in self._read(unread):
-                    self.on_exec(process)
+                while self._others:
+                    self._tell_of_exec(self._others.popleft())
         except KernelError as error:
             self.failure = str(error)
             raise
+        except Exception as error:
+            self.fail(f"{type(error).__name__}: {error}")
+            logger.exception("a mistake of ours: nothing is judged until all processes have been looked at anew")
+            raise KernelError(f"processes cannot be followed: {self.failure}") from error
         self.failure = None
+
+    def fail(self, why: str) -> None:
+        """Judge nothing until all processes have been looked at anew: what has been taken in cannot be trusted."""
+        self.failure = why
+        self._lost = True
 
     def judge(self, owner: Owner | None) -> Judgement:
         """The verdict over a flow of this owner; None: nobody was found. Call `prepare` before."""
-        return self.policy.judge(owner, self.reasons, self.is_resolver)
+        if owner is None or len(owner.holders) != 1 or owner.certainty is not EXACT or not self._by_events_alone():
+            return self.policy.judge(owner, self.reasons, self.is_resolver, self._stranded)
+        # Mostly it is a process that has just been judged, and nothing has happened since that could change that.
+        as_of = self.policy, self.tree.changes
+        if self._judged_as_of[0] is not as_of[0] or self._judged_as_of[1] != as_of[1] or len(self._judged) >= JUDGED:
+            self._judged.clear()
+            self._judged_as_of = as_of
+        process = owner.holders[0]
+        known = self._judged.get((process.pid, process.start_time))
+        if known is not None and not (known.verdict is UPLINK and self.is_resolver(process)):
+            return known
+        judgement = self.policy.judge(owner, self.reasons, self.is_resolver, self._stranded)
+        if judgement.reason not in FOR_NOW and self.tree.changes == as_of[1]:
+            self._judged[process.pid, process.start_time] = judgement
+        return judgement
+
+    def _by_events_alone(self) -> bool:
+        """Whether events tell of all that judgements over single processes depend on, but for who is a resolver."""
+        return not self.policy.clients and not self._processes.keys & UNTOLD
+
+    def _stranded(self, process: Process) -> str | None:
+        client = self._client(process)
+        if client is None or (self.tunnel_up() and not self.carries_tunnel(process.pid)):
+            return None
+        return client
+
+    def is_client(self, owner: Owner | None) -> bool:
+        """Whether it is the VPN's client that sends a flow of this owner, and in its own name. As for `judge`.
+
+        Raises:
+            KernelError: that cannot be known.
+        """
+        if owner is None or not self.policy.clients or owner.certainty in (Certainty.GONE, Certainty.AMBIGUOUS):
+            return False
+        for process in owner.holders:
+            self.reasons(process)  # reads what is to be read of it
+            if self._client(process) is None or self.is_resolver(process):
+                return False
+        return True
+
+    def _client(self, process: Process) -> str | None:
+        """Why this process is the VPN's client, in a few words; None: it is not. Call `reasons` before."""
+        if not self.policy.clients:
+            return None
+        reason = self.tree.client(process.pid, process.start_time)
+        return None if reason is None else reason.words
 
     def reasons(self, process: Process) -> Reasons | None:
         """Why this process is on its side; None: nobody can tell."""
@@ -116,12 +186,11 @@ class Judge:
             reasons = self.tree.reasons(process.pid, process.start_time)
         return reasons
 
-    def recall(self, pid: int) -> Recalled | None:
+    def recall(self, pid: int) -> Process | None:
         """What a process is as far as events tell; None where it has to be read."""
         if self._processes.keys & UNTOLD:
             return None
-        recalled = self.tree.recall(pid)
-        return None if recalled is None else Recalled(*recalled)
+        return self.tree.recall(pid)
 
     def look_again(self, pid: int) -> Process | None:
         """Read a process and its ancestors anew."""
@@ -130,39 +199,62 @@ class Judge:
             image = self.tree.image(one)
             process = self._processes.read(one)
             if process is not None and image is not None:
-                self.tree.look(process, image)
+                self._look(process, image)
             found = found or process
         return found
 
     def set_policy(self, policy: Policy) -> None:
         """Judge by another policy from now on."""
         self.policy = policy
-        if keys_of(policy.rules) - self._processes.keys:
-            self._processes.keys = keys_of(policy.rules)
+        if keys_of(policy.all_rules) - self._processes.keys:
+            self._processes.keys = keys_of(policy.all_rules)
             for pid in pids():
                 image = self.tree.image(pid)
                 process = self._processes.read(pid)
                 if process is not None and image is not None:
-                    self.tree.look(process, image)
-        self._processes.keys = keys_of(policy.rules)
-        self.tree.set_rules(policy.rules)
+                    self._look(process, image)
+        self._processes.keys = keys_of(policy.all_rules)
+        self.tree.set_rules(policy.all_rules)
+        self._unsaved = True  # it may tell more than /proc now
 
     # Tasks
 
     async def watch(self) -> None:
         """Take events in as they come, until cancelled; and tell who has changed."""
         while True:
-            known = self.failure
-            try:
-                if known is None:
-                    await trio.lowlevel.wait_readable(self._events.fileno())
-                self.prepare()
-                self.tell()
-            except KernelError as error:
-                if known is None:
-                    logger.error("process events failed: nothing is judged", extra={"error": str(error)})
+            if self.failure is None:
+                await trio.lowlevel.wait_readable(self._events.fileno())
+            self._hear()
+            if self.failure is not None:
                 await trio.sleep(RETRY_S)
                 self._begin_anew()
+
+    def hear(self) -> None:
+        """Take in what has happened to processes, if anything has; never blocks.
+
+        Called before packets are carried: those of a flow that is open are judged by nobody, and their sender may have
+        become another since.
+        """
+        if self.failure is None and (self._others or self._events.waiting()):
+            self._hear()
+
+    def _hear(self) -> None:
+        known = self.failure
+        try:
+            self.prepare()
+            self.tell()
+        except KernelError as error:
+            if known is None:
+                logger.error("process events failed: nothing is judged", extra={"error": str(error)})
+
+    async def tell_of_others(self) -> None:
+        """Tell who has changed by events that a judgement has taken in, and so not `watch`; until cancelled."""
+        while True:
+            await self._heard.wait()
+            self._heard = trio.Event()
+            if self._untold and self.failure is None:  # else `watch` has told, or will when it has begun anew
+                self.tell()
+            self.on_heard()
 
     def _begin_anew(self) -> None:
         """Subscribe anew; what happened meanwhile nobody has heard."""
@@ -174,6 +266,11 @@ class Judge:
             return
         self._events.close()
         self._events = events
+        self.on_subscribed(events.fileno())
+
+    def fileno(self) -> int:
+        """What becomes readable when something has happened to processes."""
+        return self._events.fileno()
 
     def close(self) -> None:
         """End the subscription."""
@@ -181,6 +278,7 @@ class Judge:
 
     def tell(self) -> None:
         """Tell who stands elsewhere than when last asked for."""
+        self._untold = False
         if changed := self.tree.changed():
             self.on_change(changed)
 
@@ -190,31 +288,22 @@ class Judge:
         while True:
             await trio.sleep(pause)
             began = trio.current_time()
-            self.save_now()
+            self.save_now(anew=self._unsaved)
             # Nothing is carried meanwhile, and who has many children is to cost the others little.
             pause = max(SAVE_S, REST * (trio.current_time() - began))
 
-    def save_now(self) -> None:
-        """Write the tree, if it tells more than /proc and has changed."""
-        if self._state_file is None:
+    def save_now(self, *, anew: bool = True) -> None:
+        """Have the tree on disk, if it tells more than /proc; not `anew`: nothing has happened since it was written."""
+        if self._file is None:
             return
-        data = None
-        if self.tree.tells_more_than_proc():
-            data = json.dumps({"boot": self._boot, "tree": processstate.dump(self.tree)}).encode()
         try:
-            if data is None:
-                self._state_file.unlink(missing_ok=True)
-            elif data != self._saved:
-                self._state_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                new = self._state_file.with_suffix(".new")
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-                with os.fdopen(os.open(new, flags, 0o600), "wb") as file:
-                    file.write(data)
-                new.replace(self._state_file)
-            if data is not None:  # the time is that of the last look, in seconds since boot
-                os.utime(self._state_file, (_now(), _now()))
-            self._saved = data
+            if anew:
+                self._file.save(processstate.dump(self.tree) if self.tree.tells_more_than_proc() else None)
+            else:
+                self._file.touch()
+            self._unsaved = False
         except OSError as error:
+            self._unsaved = True
             self.counters["process_tree_not_saved"] += 1
             logger.warning("the process tree cannot be saved", extra={"error": str(error)})
 
@@ -230,8 +319,19 @@ class Judge:
         # What was read may be what an event says that came meanwhile: then the tree does not take it.
         self._drain()
         for process, image in read:
-            self.tree.look(process, image)
+            self._look(process, image)
         return [process for process, _ in read]
+
+    def _tell_of_exec(self, process: Process) -> None:
+        try:
+            self.on_exec(process)
+        except KernelError:  # what it has inherited is still to be found out
+            self._others.appendleft(process)
+            raise
+
+    def _look(self, process: Process, image: Image) -> None:
+        self.tree.look(process, image)
+        self._unsaved = True
 
     def _drain(self) -> None:
         for _ in range(MOST_BATCHES):
@@ -240,6 +340,9 @@ class Judge:
             except KernelError:
                 self._lost = True
                 raise
+            if events:
+                self._untold = self._unsaved = True
+                self._heard.set()
             for event in events:
                 if isinstance(event, Overrun):
                     self._lost = True
@@ -251,8 +354,10 @@ class Judge:
             raise KernelError("processes are born faster than they can be taken in")
         if self._lost:  # the queue has been emptied, and goes on from here
             self.counters["process_events_overrun"] += 1
-            self.tree.rescan(self._look_at_all())
-            self._lost = False
+            # Who was born unseen may have inherited what it has from anybody, and run exec since.
+            self._others.extend(self.tree.rescan(self._look_at_all()))
+            self.on_lost()
+            self._lost, self._unsaved = False, True
 
     def _apply(self, event: Event) -> None:
         tree = self.tree
@@ -277,39 +382,3 @@ class Judge:
     def _line(self, pid: int) -> list[Process]:
         node = self._processes.read(pid)
         return [] if node is None else self.tree.lineage(pid, node.start_time)[1:]
-
-    def _load(self) -> tuple[object, bool]:
-        """What was saved, and whether that was so lately that who was born since was missed."""
-        if self._state_file is None:
-            return None, False
-        try:
-            with os.fdopen(os.open(self._state_file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-                status = os.fstat(file.fileno())
-                saved = json.load(file) if status.st_uid == os.geteuid() else None
-        except FileNotFoundError:
-            return None, False
-        except (OSError, ValueError) as error:
-            logger.warning("the saved process tree cannot be read", extra={"error": str(error)})
-            return None, False
-        if not isinstance(saved, dict) or saved.get("boot") != self._boot:
-            return None, False
-        return saved.get("tree"), _now() - status.st_mtime < GAP_S
-
-
-def sweep(directory: Path) -> None:
-    """Forget the trees of network namespaces that are gone, or have been without a daemon for days."""
-    for file in directory.glob("processes-*"):
-        try:
-            touched = file.lstat().st_mtime
-            # While it is written, a file has the time of day (`save_now`), which is later than any since boot.
-            if (_now() if touched <= _now() else time.time()) - touched > KEPT_S:
-                file.unlink()
-        except FileNotFoundError:
-            continue  # its daemon has put it in its place meanwhile, or has swept too
-        except OSError as error:
-            logger.warning("an old process tree cannot be removed", extra={"error": str(error)})
-
-
-def _now() -> float:
-    """Seconds since boot, suspended ones too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -4,16 +4,17 @@ Theory of operation. A flow is judged again by what it was attributed to. One wh
 
     TCP    its socket is destroyed; the kernel's RST comes into the tun a moment later and is passed on, so that the
            peer hears of it on the old side; then the flow is refused, so that no late packet opens it anew.
-    UDP    its socket is destroyed, so that the app does not wait; a datagram sent after that is judged anew.
+    UDP    its socket is destroyed, so that the app does not wait, but for a server's; a datagram sent after that is
+           judged anew.
     other  the next packet is judged anew.
 
 Events tell who became another program or user, and who was born; that a descriptor was passed over a unix socket nobody
-tells, so all holders are looked for now and then.
+tells, so all holders are looked for now and then (tasks/holders.py).
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import trio
 
@@ -25,13 +26,14 @@ from tunsplit.errors import KernelError
 from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.process import Process
+from tunsplit.tasks.halfopen import HalfOpen
+from tunsplit.tasks.holders import Held
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.refusals import Refusal, Refusals
 from tunsplit.wire.ip import TCP, UDP
 
 RST_S = 0.005  # how long the kernel may take to send the RST of a destroyed socket: 0.3 ms, seen
 MOST_BATCHES = 32  # of packets that wait in the tun while a switch is carried out
-HOLDERS_S = 4.0  # between two looks at who holds the sockets of live flows
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class LiveFlows:
         judge: Judge,
         nat: Nat,
         refused: Refusals,
+        half_open: HalfOpen,
         diag: SockDiag,
         processes: Processes,
         carry: Callable[[], int],
@@ -53,6 +56,7 @@ class LiveFlows:
         self._judge = judge
         self._nat = nat
         self._refused = refused
+        self._half_open = half_open
         self._diag = diag
         self._processes = processes
         self._carry = carry
@@ -60,7 +64,17 @@ class LiveFlows:
     def rejudge_all(self) -> None:
         """Judge all flows again, and forget what was refused."""
         self._refused.clear()
-        self.rejudge(self._nat)
+        self.rejudge(flow for flow in self._nat if not flow.forwarded)
+
+    def tunnel_changed(self) -> None:
+        """The tunnel has come or gone, and so the side of the VPN's client has changed."""
+        if not self._judge.policy.clients:
+            return
+        try:
+            self._judge.prepare()
+        except KernelError as error:
+            logger.error("the VPN's client is judged by what was known of it", extra={"error": str(error)})
+        self.rejudge_all()
 
     def rejudge(self, flows: Iterable[Flow]) -> None:
         """Judge flows again; those that have lost their side, or cannot be judged, end at once."""
@@ -79,7 +93,9 @@ class LiveFlows:
             judgement = self._judge.judge(flow.owner)
             if judgement.verdict.value != flow.verdict and self._has_lost_holders(flow):
                 judgement = self._judge.judge(flow.owner)
-        except KernelError as error:
+        except Exception as error:  # the kernel's no, or a mistake of ours
+            if not isinstance(error, KernelError):
+                logger.exception("a flow cannot be judged again")
             # Nobody asks again for this change, so what cannot be judged ends.
             return Judgement(Verdict.BLOCK, f"cannot be judged: {error}")
         return judgement
@@ -102,11 +118,12 @@ class LiveFlows:
 
     def on_exec(self, process: Process) -> None:
         """A process runs another program: live flows whose sockets it has inherited have one holder more."""
-        flows = [flow for flow in self._nat if flow.sockets]
-        inodes = {inode for flow in flows for inode in flow.sockets}
-        held = self._processes.held_of(process.pid, inodes) if inodes else set()
+        # Programs start all the time, and flows may be many: those that inherit no socket must not cost a look at each.
+        held = self._processes.sockets_of(process.pid) if len(self._nat) else None
+        if not held or held.isdisjoint(self._nat.sockets):
+            return
         heirs = []
-        for flow in flows:
+        for flow in self._nat:
             if flow.owner is not None and not held.isdisjoint(flow.sockets):
                 others = [one for one in flow.owner.holders if (one.pid, one.start_time) != process[:2]]
                 flow.owner = flow.owner._replace(holders=(*others, process))
@@ -114,29 +131,41 @@ class LiveFlows:
         self.rejudge(heirs)
 
     def _end(self, losers: list[tuple[Flow, Judgement]]) -> None:
-        resets = []
-        began = trio.current_time()
-        for flow, judgement in losers:
-            if flow.protocol == UDP:  # until this is done, what it has sent already opens nothing
-                self._refused.remember(Refusal.of_flow(flow, began, judgement.reason))
-            if flow.protocol in (TCP, UDP) and self._destroy(flow) and flow.protocol == TCP:
-                resets.append(flow)
+        resets = self._end_sockets(losers)
         deadline = time.monotonic() + RST_S
         while any(flow.state is FlowState.OPEN for flow in resets) and time.monotonic() < deadline:
             if not self._carry():
                 time.sleep(RST_S / 50)
-        for _ in range(MOST_BATCHES):  # what the sockets had sent already
+        for _ in range(MOST_BATCHES):  # what the sockets had sent already is not to be judged anew
             if not self._carry():
                 break
         now = trio.current_time()
         for flow, judgement in losers:
-            if flow.state in (FlowState.OPEN, FlowState.CLOSING):
+            if flow.passes:
+                self._half_open.remember(flow, now)
                 self._nat.end(flow, FlowEvent.BLOCK, now)
             if flow.protocol == UDP:
                 self._refused.pop((flow.protocol, flow.key), None)
             if flow.protocol == TCP:
                 self._refused.remember(Refusal.of_flow(flow, now, f"switched: {judgement.reason}"))
         logger.info("flows ended by a switch", extra={"count": len(losers)})
+
+    def _end_sockets(self, losers: list[tuple[Flow, Judgement]]) -> list[Flow]:
+        """Destroy the sockets; the flows of which a RST is to come. All others end here."""
+        resets = []
+        began = trio.current_time()
+        for flow, _ in losers:
+            if flow.protocol == TCP and flow.passes:  # its holder may have sent as what it has become
+                self._nat.let_only_reset_pass(flow)
+        for flow, judgement in losers:
+            if flow.protocol == UDP:  # until this is done, what it has sent already opens nothing
+                self._refused.remember(Refusal.of_flow(flow, began, judgement.reason))
+            if _is_ended_by_its_socket(flow) and self._destroy(flow) and flow.protocol == TCP:
+                resets.append(flow)
+            if flow.protocol != TCP and flow.passes:
+                # Before anything is carried: its holder may have sent as what it has become.
+                self._nat.end(flow, FlowEvent.BLOCK, began)
+        return resets
 
     def _destroy(self, flow: Flow) -> bool:
         try:
@@ -147,35 +176,37 @@ class LiveFlows:
             )
             return False
 
-    async def watch_holders(self) -> None:
-        """Look now and then whether the sockets of live flows have other holders, until cancelled.
+    # As an asker of tasks/holders.py
 
-        No event tells of a descriptor that was passed over a unix socket.
+    def wanted_sockets(self) -> set[int]:
+        """The sockets of live flows, as inodes."""
+        return self._nat.find_sockets()
+
+    def take_holders(self, held: Held) -> Iterator[None]:
+        """Judge those again whose sockets have other holders than before.
+
+        Raises:
+            KernelError: a holder cannot be read; all are left as they were for the next look.
         """
-        while True:
-            await trio.sleep(HOLDERS_S)
-            by_inode: dict[int, list[Flow]] = {}
-            for flow in self._nat:
-                for inode in flow.sockets:
-                    by_inode.setdefault(inode, []).append(flow)
-            held: dict[int, frozenset[tuple[int, int]]] = {}
-            try:
-                for found in self._processes.scan_all(set(by_inode)) if by_inode else ():
-                    if found is None:
-                        await trio.lowlevel.checkpoint()
-                    else:
-                        held[found[0]] = found[1]
-                self._judge.prepare()
-                self._compare({id(flow): flow for flows in by_inode.values() for flow in flows}.values(), held)
-            except KernelError as error:
-                logger.warning("holders of sockets cannot be found", extra={"error": str(error)})
+        try:
+            self._judge.prepare()
+        except KernelError:  # the judge tells of it; a storm of births must not end the flows of those who have none
+            return
+        self._compare([flow for flow in self._nat if not held.keys().isdisjoint(flow.sockets)], held)
+        yield
 
-    def _compare(self, flows: Iterable[Flow], held: dict[int, frozenset[tuple[int, int]]]) -> None:
+    def holders_unknown(self) -> None:
+        """End the flows of which nobody can tell any more whose they are."""
+        judgement = Judgement(Verdict.BLOCK, "cannot be judged: nobody can look who holds its socket")
+        if losers := [(flow, judgement) for flow in self._nat if flow.sockets and flow.passes]:
+            self._end(losers)
+
+    def _compare(self, flows: Iterable[Flow], held: Held) -> None:
         changed: list[tuple[Flow, Owner]] = []
         for flow in flows:
             keys = frozenset().union(*(held.get(inode, frozenset()) for inode in flow.sockets))
-            if not keys or keys == _holders(flow.owner):
-                continue  # who has none any more is sending its last packets
+            if keys == _holders(flow.owner):
+                continue
             processes = [process for pid, start in keys if (process := self._processes.read(pid)) is not None
                          and process.start_time == start]  # fmt: skip
             if processes and flow.owner is not None:
@@ -183,6 +214,11 @@ class LiveFlows:
         for flow, owner in changed:  # all of them are known: a failure before leaves them for the next look
             flow.owner = owner
         self.rejudge(flow for flow, _ in changed if flow.passes)
+
+
+def _is_ended_by_its_socket(flow: Flow) -> bool:
+    # A UDP server's waits for others' questions, not for answers: an error there would end many a server.
+    return flow.protocol == TCP or (flow.protocol == UDP and not flow.answers)
 
 
 def _holders(owner: Owner | None) -> set[tuple[int, int]]:

@@ -11,10 +11,9 @@ in the tunnel (engine/policy.py). That is asked for each first packet that would
 next to nothing: a dump of port 53 tells the sockets' inodes; as long as they are the same ones, a process that held
 none of them holds none now. A process that was never asked about makes a new dump, so a resolver is known from its
 first question on: it can answer nobody before it has bound the port. What is passed from one process to another
-meanwhile is found by `watch`, and live flows are judged again.
+meanwhile is found by tasks/holders.py, and live flows are judged again.
 """
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,20 +21,18 @@ from ipaddress import ip_address
 from pathlib import PurePath
 from typing import NamedTuple
 
-import trio
-
 from tunsplit.engine.policy import Mode, Policy, Verdict
 from tunsplit.engine.rules import Rule, keys_of
-from tunsplit.errors import ConfigError, KernelError
+from tunsplit.errors import ConfigError
 from tunsplit.kernel.descriptors import read_link
 from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.procpid import pids
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.process import Process
+from tunsplit.tasks.holders import Held
 
 PORT = 53
 FRESH_S = 0.05  # how long a dump of the sockets on port 53 is believed for processes that were asked about before
-WATCH_S = 4.0  # between two looks at who holds these sockets
 KNOWN = 4096  # processes whose answer is kept
 PAUSE = 100  # processes looked at by name before the caller may give way
 
@@ -44,9 +41,8 @@ SERVICES = frozenset({"nscd", "unscd", "systemd-resolved"})
 MANAGERS = frozenset({"systemd", "init"})
 
 Key = tuple[int, int]  # pid, start time
+Addresses = dict[int, list[str]]  # inode → where it is bound to
 Lineage = Callable[[int, int], list[Process]]  # of a pid and start time
-
-logger = logging.getLogger(__name__)
 
 
 class LocalResolver(NamedTuple):
@@ -70,11 +66,13 @@ class LocalResolvers:
         self._processes = processes
         self._own_pid = os.getpid() if own_pid is None else own_pid
         self._namespace = read_link("/proc/thread-self/ns/net")
-        self._addresses: dict[int, list[str]] = {}  # inode → where it is bound to
+        self._addresses: Addresses = {}  # of the last dump
+        self._asked: Addresses = {}  # of the dump whose holders are being looked for
         self._dumped_at = float("-inf")
         self._holds: dict[Key, bool] = {}  # as of `_addresses`
         self._listed: tuple[LocalResolver, ...] = ()
         self._listed_for: frozenset[int] | None = None  # inodes
+        self._told: set[Key] = set()  # not `_listed`, which whoever asks brings up to date without telling
         self.on_change: Callable[[set[Key]], None] = lambda _: None
 
     # For each first packet
@@ -114,7 +112,7 @@ class LocalResolvers:
         return answer
 
     def _dump(self) -> None:
-        addresses: dict[int, list[str]] = {}
+        addresses: Addresses = {}
         for bound in self._diag.find_bound(PORT):
             if bound.socket.inode:
                 text = str(ip_address(bound.address))
@@ -134,37 +132,46 @@ class LocalResolvers:
         """
         self._dump()
         if self._listed_for != self._addresses.keys():
-            for _ in self._look():
+            addresses = self._addresses
+            held = dict(filter(None, self._processes.scan_all(set(addresses)))) if addresses else {}
+            for _ in self._look(addresses, held):
                 pass
         return self._listed
 
-    async def watch(self) -> None:
-        """Look now and then who is one, until cancelled, and tell who has become one or is none any more."""
-        told: set[Key] = set()  # not `_listed`, which whoever asks brings up to date without telling
-        while True:
-            try:
-                self._dump()
-                for _ in self._look():
-                    await trio.lowlevel.checkpoint()
-                found = {_key(one.process) for one in self._listed}
-                if changed := told ^ found:
-                    told = found
-                    self._holds.clear()
-                    self.on_change(changed)
-            except KernelError as error:
-                logger.warning("local resolvers cannot be found", extra={"error": str(error)})
-            await trio.sleep(WATCH_S)
+    # As an asker of tasks/holders.py
 
-    def _look(self) -> Iterator[None]:
-        """Find out who holds the sockets of the last dump, and who is a service; now and then, to give way."""
-        addresses = self._addresses
+    def wanted_sockets(self) -> set[int]:
+        """The sockets on port 53, as inodes.
+
+        Raises:
+            KernelError: these cannot be known.
+        """
+        self._dump()
+        self._asked = self._addresses
+        return set(self._asked)
+
+    def take_holders(self, held: Held) -> Iterator[None]:
+        """Find out who is a local resolver now, and tell who has become one or is none any more.
+
+        Raises:
+            KernelError: a process cannot be read.
+        """
+        yield from self._look(self._asked, held)
+        found = {_key(one.process) for one in self._listed}
+        if changed := self._told ^ found:
+            self._told = found
+            self._holds.clear()
+            self.on_change(changed)
+
+    def holders_unknown(self) -> None:
+        """Leave it: whoever is asked about is looked at, and not judged where that fails."""
+
+    def _look(self, addresses: Addresses, held: Held) -> Iterator[None]:
+        """Find out who holds the sockets of a dump, and who is a service; None now and then, to give way."""
         found: dict[int, list[str]] = {}
-        for one in self._processes.scan_all(set(addresses)) if addresses else ():
-            if one is None:
-                yield None
-            else:
-                for pid, _ in one[1]:
-                    found.setdefault(pid, []).extend(addresses[one[0]])
+        for inode, texts in addresses.items():
+            for pid, _ in held.get(inode, ()):
+                found.setdefault(pid, []).extend(texts)
         for number, pid in enumerate(pids()):
             if self._is_service(pid):
                 found.setdefault(pid, [])
@@ -208,7 +215,7 @@ class LocalResolvers:
         """The local resolvers that rules would take beside the tunnel, with these rules; arguments as above."""
         if policy.mode is Mode.INCLUDE or not policy.rules:
             return
-        self._processes.keys |= keys_of(policy.rules)  # read for the rules in force, and for these
+        self._processes.keys |= keys_of(policy.all_rules)  # read for the rules in force, and for these
         for resolver in self.listed():
             line = (lineage or self._lineage)(*_key(resolver.process))
             line = [self._processes.read(one.pid) or one for one in line] or [resolver.process]

@@ -1,43 +1,48 @@
-"""Follows the host's network: keeps steering in force, opens and closes the sides' devices, finds ways.
+"""Follows the host's network: keeps steering, the sides' devices, ways and flows in line with it.
 
 Theory of operation. Every change of links, addresses, routes or rules, whoever made it, leads to a new
 picture, a new plan, and the difference being applied. Then each flow is looked at again: it goes on if the
-kernel would still send it by the same device with the same address, its next hop renewed; else it ends.
-Events that change nothing (a lifetime renewed) leave ways and flows alone. While steering cannot be applied
-there are no ways: nothing passes on either side.
+kernel would still send it by the same device with the same address, its next hop renewed; else it ends. Where only
+the route is missing, since somebody changes it in two steps or there is none for the moment, it pauses.
+Events that change nothing (a lifetime renewed, what we have done ourselves) leave plan, ways and flows alone. While
+steering cannot be applied there are no ways: nothing passes on either side.
+
+What an event takes away, a device or an address, is given up with the event, before the picture is taken: else flows
+would go on with an address that is another's by now, and what apps send would vanish where it should be refused.
 """
 
 import logging
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from ipaddress import ip_address
 
 import trio
 
-from tunsplit.engine.direction import destination_of, source_of
+from tunsplit.engine.direction import source_of
 from tunsplit.engine.flow import Flow, FlowEvent
-from tunsplit.engine.nat import Nat, Way
-from tunsplit.engine.sides import SideFacts, Sides, choose_tun_addresses, find_sides
+from tunsplit.engine.nat import Nat
+from tunsplit.engine.rewrites import Way
+from tunsplit.engine.sides import SideFacts, Sides, beside, choose_tun_addresses, find_sides, of_others
 from tunsplit.engine.steering import SteeringSettings, plan
 from tunsplit.errors import KernelError, TunsplitError
-from tunsplit.host import FAMILIES, HostPlan, IPAddress, IPInterface, Link, Snapshot, TunFacts
+from tunsplit.host import FAMILIES, HostPlan, IPAddress, IPInterface, IPNetwork, Link, Snapshot, TunFacts
 from tunsplit.kernel.hostconfig import HostConfig
-from tunsplit.kernel.packet import PacketSocket
-from tunsplit.kernel.rtnetlink import Change, Event, Rtnetlink, RtnetlinkEvents
-from tunsplit.names import MARK_TUNNEL, MARK_UPLINK, NAT_FIRST
+from tunsplit.kernel.rtnetlink import Change, Event, Loss, Rtnetlink, RtnetlinkEvents
+from tunsplit.kernel.tun import Tun
+from tunsplit.names import TABLE_GUESTS
+from tunsplit.tasks.devices import Devices
+from tunsplit.tasks.pace import Pace
 from tunsplit.tasks.side import SideDevice
+from tunsplit.tasks.tuns import Tuns
+from tunsplit.tasks.ways import Ways
+from tunsplit.wire.ip import TCP
 
-SETTLE_S = 0.005  # changes come in bursts
-REST = 4  # times as long as a change took nothing is done about the next: packets have four fifths of the time
-CONFIRM_S = 15.0  # half of the kernel's base_reachable_time
-CONFIRM_BATCH = 64  # ≈ 0.3 ms
+SETTLE_S = 0.001  # changes come in bursts
+TRIES = 3
 RETRY_S = 1.0  # after steering could not be applied, or a device not be opened
-MOST_WAYS = 16_384
-MARKS = {"tunnel": MARK_TUNNEL, "uplink": MARK_UPLINK}
 
 logger = logging.getLogger(__name__)
-
-Pump = Callable[[SideDevice], object]
 
 
 class Network:
@@ -47,7 +52,7 @@ class Network:
         self,
         settings: SteeringSettings,
         *,
-        tun: str,
+        tuns: Tuns,
         tun_addresses: tuple[IPInterface, ...],
         tun_mtu: int | None,
         nat: Nat,
@@ -56,9 +61,9 @@ class Network:
         host_config: HostConfig,
         protocols: frozenset[int],
     ) -> None:
-        """`tun_addresses` and `tun_mtu` as configured: empty and None are chosen here."""
+        """`tun_addresses` and `tun_mtu` as configured, chosen if empty."""
         self._settings = settings
-        self._tun = tun
+        self._tuns = tuns
         self._tun_addresses = tun_addresses
         self._tun_mtu = tun_mtu
         self._nat = nat
@@ -66,55 +71,48 @@ class Network:
         self._events = events
         self._host_config = host_config
         self._protocols = protocols
-        self._ways: dict[tuple[str, bytes], Way | None] = {}
-        self._devices: dict[tuple[str, int], SideDevice] = {}
-        self._complete = False  # every device of a side is open
+        self.guests: tuple[IPNetwork, ...] = ()
+        self._own: dict[int, list[bytes]] = {}
+        self.devices = Devices(nat, rtnetlink, protocols, self._end)
+        self._tunnel_addresses: tuple[IPAddress, ...] = ()  # the latest of each IP version
+        self._ways = Ways(rtnetlink, self.facts, self.devices.open)
         self._flushed = False  # somebody took our nft table away
+        self._changed = False  # since the picture was taken
+        self._lost = False  # so that there are fewer ways than the picture has
+        self._seen: object = None  # what the plan was made of
+        self._plan: HostPlan | None = None
         self._nap = trio.CancelScope()
         self.sides = Sides()
         self.snapshot = Snapshot()
         self.failure: str | None = None
+        self.tun_mtu = 0
         self.on_change: Callable[[], None] = lambda: None
         self.on_gateway: Callable[[], None] = lambda: None
-        self.on_device: Callable[[SideDevice], None] = lambda _: None
-        self.on_close: Callable[[SideDevice], None] = lambda _: None
-        self.too_big: Callable[..., None] = lambda *_: None
-        self.unreachable: Callable[..., None] = lambda *_: None
-
-    # Ways
+        self.on_tun: Callable[[Tun], None] = lambda _: None
+        self.on_end: Callable[[Flow], None] = lambda _: None
+        self.on_loss: Callable[[], None] = lambda: None
 
     def way(self, side: str, version: int, destination: bytes) -> Way | None:
         """How packets to `destination` leave by this side; None: not at all."""
-        key = (side, destination)
-        if key in self._ways:
-            return self._ways[key]
-        if len(self._ways) >= MOST_WAYS:
-            self._ways.clear()
-        way = self._ways[key] = self._find_way(side, version, destination)
-        return way
-
-    def _find_way(self, side: str, version: int, destination: bytes) -> Way | None:
-        facts = self.facts(side, version)
-        if facts is None or (device := self._devices.get((side, facts.link.index))) is None:
-            return None
-        address = ip_address(destination)
-        # By the mark's table alone, without naming the device: for IPv4 the kernel would make a destination that has no
-        # route an on-link one (net/ipv4/route.c, ip_route_output_key_hash_rcu), and ARP would name it on the wire.
-        hop = self._rtnetlink.route_get(address, mark=MARKS[side])
-        if hop is None or hop.oif != facts.link.index or hop.source is None:
-            return None
-        if not any(own.ip == hop.source for own in facts.addresses):
-            return None  # both sides are strong hosts: only an address of the side itself
-        return Way(side, device, device.next_hop(hop.gateway or address, version), hop.source.packed)
+        return self._ways.find(side, version, destination)
 
     def facts(self, side: str, version: int) -> SideFacts | None:
         """What is known of a side's device for this IP version, if it is up for it."""
         return self.sides.tunnel_of(version) if side == "tunnel" else self.sides.uplink(version)
 
     @property
+    def tunnel(self) -> str:
+        """The name of the tunnel's device, present or not."""
+        return self._settings.tunnel
+
+    @property
     def tunnel_up(self) -> bool:
         """Whether the tunnel can be used, with any IP version."""
         return any(self.sides.tunnel_of(version) for version in FAMILIES)
+
+    def own_addresses(self, version: int) -> list[bytes]:
+        """The packed addresses of all sides' devices, of this IP version: where others may ask for this host."""
+        return self._own.get(version, [])
 
     def is_address_of(self, device: Hashable, address: bytes) -> bool:
         """Whether the address is one of this device's own."""
@@ -123,26 +121,29 @@ class Network:
             one.interface.ip == wanted for one in self.snapshot.addresses_of(device.link)
         )
 
+    def is_local(self, address: bytes) -> bool:
+        """Whether an address is this host's, on whichever device.
+
+        Raises:
+            KernelError: the kernel gave no answer.
+        """
+        wanted = ip_address(address)
+        return any(one.interface.ip == wanted for one in self.snapshot.addresses) or self._rtnetlink.is_local(wanted)
+
     def mac_of(self, index: int, address: IPAddress) -> bytes | None:
         """The Ethernet address of a neighbour on one of the sides' devices, as far as the kernel knows it."""
-        return next((one.mac_of(address) for (_, own), one in self._devices.items() if own == index), None)
+        return next((one.mac_of(address) for (_, own), one in self.devices.open.items() if own == index), None)
 
     def own_router(self, version: int) -> bytes | None:
         """Who signs our ICMP errors: the address after the tun's own, where a point-to-point peer would be.
 
         None where the tun has no address of this IP version.
         """
-        for interface in self._tun_addresses:
-            if interface.version == version:
-                return (interface.ip + 1).packed
-        return None
+        return next(((one.ip + 1).packed for one in self._tun_addresses if one.version == version), None)
 
     def own_address(self, version: int) -> bytes | None:
         """The tun's own address of this IP version; None where it has none."""
-        for interface in self._tun_addresses:
-            if interface.version == version:
-                return interface.ip.packed
-        return None
+        return next((one.ip.packed for one in self._tun_addresses if one.version == version), None)
 
     # Changes
 
@@ -152,45 +153,87 @@ class Network:
         Raises:
             TunsplitError: steering could not be applied (completely). Both sides are closed.
         """
-        before = self.snapshot
-        standing = self._complete and self.failure is None
+        standing = self.devices.complete and self.failure is None and not self._lost
         try:
-            try:
-                wanted, changed = self._bring_in_line()
-            except KernelError as error:
-                # The picture may be out of date already: a device that goes down takes its routes with it.
-                logger.info("steering is applied once more", extra={"error": str(error)})
-                wanted, changed = self._bring_in_line()[0], True
-            if standing and not changed and self.snapshot == before:
+            wanted, changed = self._bring_in_line(TRIES)
+            if standing and not changed:
                 return
-            self._update_devices(wanted.tun_mtu)
+            self._open(wanted.tun_mtu)
+            self._lost = False
             self.failure = None
         except TunsplitError as error:
-            self.failure = str(error)
-            self.sides = Sides()
-            self._update_devices(0)
-            self._look_again()
+            self.close_sides(str(error))
             raise
+        except Exception as error:
+            self.close_sides(f"{type(error).__name__}: {error}")
+            logger.exception("a mistake of ours: both sides are closed")
+            raise KernelError(f"steering cannot be applied: {self.failure}") from error
         self._look_again()
 
-    def _bring_in_line(self) -> tuple[HostPlan, bool]:
-        """Take a picture and apply what it calls for; give the plan, and whether anything had to be changed."""
+    def close_sides(self, why: str) -> None:
+        """Have no way on either side until steering could be applied again."""
+        self.failure = why
+        self.sides, self._seen = Sides(), None
+        self._open(0)
+        self._look_again()
+        self._nap.cancel()
+
+    def _bring_in_line(self, tries: int) -> tuple[HostPlan, bool]:
+        """Take a picture and apply what it calls for; give the plan, and whether it is new or something was changed."""
         self.snapshot = self._rtnetlink.snapshot()
+        links = self._find_tuns()
+        seen = self._settings, [link.index for link in links], of_others(self.snapshot, self._tuns.names)
+        known = self._plan if seen == self._seen else None
+        wanted = known or self._make_plan(*links)
+        try:
+            changed = self._host_config.apply(wanted, self.snapshot) or known is None
+        except KernelError as error:
+            if tries == 1:
+                raise
+            # The picture may be out of date already: a device that goes down takes its routes with it.
+            logger.info("steering is applied once more", extra={"error": str(error)})
+            return self._bring_in_line(tries - 1)[0], True
+        self._plan, self._seen = wanted, seen
+        return wanted, changed
+
+    def _make_plan(self, own: Link, forwarded: Link) -> HostPlan:
+        """What the picture calls for, with these devices as the tuns."""
         if not self._tun_addresses:
-            self._tun_addresses = choose_tun_addresses(self.snapshot, tun=self._tun)
-        link = self.snapshot.link(self._tun)
-        if link is None:
-            raise KernelError(f"{self._tun} is gone")
-        self.sides = find_sides(
-            self.snapshot, tunnel=self._settings.tunnel, uplink=self._settings.uplink, tun=self._tun
-        )
-        wanted = plan(self._settings, self.snapshot, self.sides, TunFacts(link, self._tun_addresses))
-        if self._tun_mtu is not None:
-            wanted = replace(wanted, tun_mtu=self._tun_mtu)
-        return wanted, self._host_config.apply(wanted)
+            self._tun_addresses = choose_tun_addresses(self.snapshot, tuns=self._tuns.names)
+        named = {"tunnel": self._settings.tunnel, "uplink": self._settings.uplink, "tun": self._tuns.own.name}
+        self.sides = find_sides(self.snapshot, **named, before=self.sides)
+        self._tunnel_addresses = self.sides.latest_of_tunnel(self._tunnel_addresses)
+        tuns = TunFacts(own, self._tun_addresses), TunFacts(forwarded, beside(self._tun_addresses))
+        wanted = plan(self._settings, self.snapshot, self.sides, *tuns, tunnel_addresses=self._tunnel_addresses)
+        self.guests = tuple(route.destination for route in wanted.routes if route.table == TABLE_GUESTS)
+        return wanted if self._tun_mtu is None else replace(wanted, tun_mtu=self._tun_mtu)
+
+    def _find_tuns(self) -> tuple[Link, Link]:
+        """Our own devices in the picture; one that is not there as it was is made anew, and the picture with it."""
+        lost = [tun for tun in self._tuns if self._link_of(tun) is None]
+        for tun in lost:
+            tun.renew()
+            logger.warning("a tun was taken away, and is made anew", extra={"device": tun.name})
+            self.on_tun(tun)
+        if self._tuns.own in lost:
+            for flow in self._nat:
+                if flow.protocol == TCP and not isinstance(flow.original.device, SideDevice):
+                    self._end(flow)  # our end of it belongs to the old device
+        if lost:
+            self.snapshot = self._rtnetlink.snapshot()
+        own, forwarded = self._link_of(self._tuns.own), self._link_of(self._tuns.forwarded)
+        if own is None or forwarded is None:
+            raise KernelError(f"{(self._tuns.own if own is None else self._tuns.forwarded).name} is gone")
+        return own, forwarded
+
+    def _link_of(self, tun: Tun) -> Link | None:
+        link = self.snapshot.link_at(tun.index)
+        return link if link is not None and link.name == tun.name else None
 
     def _look_again(self) -> None:
-        self._ways.clear()
+        self._ways.forget()
+        own = [one.ip for facts in (*self.sides.uplinks, self.sides.tunnel) if facts for one in facts.addresses]
+        self._own = {version: [one.packed for one in own if one.version == version] for version in FAMILIES}
         self._update_flows()
         self.on_change()
 
@@ -209,101 +252,107 @@ class Network:
         self._flushed = True
         self._nap.cancel()
 
-    def _update_devices(self, tun_mtu: int) -> None:
-        self._complete = True
-        wanted: dict[tuple[str, int], Link] = {}
-        for facts in self.sides.uplinks:
-            wanted["uplink", facts.link.index] = facts.link
-        if self.sides.tunnel is not None:
-            wanted["tunnel", self.sides.tunnel.link.index] = self.sides.tunnel.link
-        for key, device in list(self._devices.items()):
-            link = wanted.get(key)
-            if link is None or (link.name, link.mac, link.is_layer2) != (
-                device.link.name,
-                device.link.mac,
-                device.link.is_layer2,
-            ):
-                self._close_device(key)
-        for key, link in wanted.items():
-            if key not in self._devices:
-                self._open_device(key, link)
-            opened = self._devices.get(key)
-            self._complete = self._complete and opened is not None
-            if opened is not None:
-                opened.mtu = link.mtu
-                opened.narrow = link.mtu < tun_mtu
-
-    def _open_device(self, key: tuple[str, int], link: Link) -> None:
-        try:
-            socket = PacketSocket(link.name, ethernet=link.is_layer2, first_port=NAT_FIRST, protocols=self._protocols)
-        except KernelError as error:  # it vanished in this very moment, or there is no room for it now
-            logger.warning("a device cannot be opened", extra={"device": link.name, "error": str(error)})
-            return
-        device = self._devices[key] = SideDevice(
-            key[0],
-            link,
-            socket,
-            resolve=self._resolve,
-            too_big=self.too_big,
-            unreachable=self.unreachable,
-        )
-        device.neighbours(self._rtnetlink.neighbours(link.index))
-        logger.info("side opened", extra={"side": key[0], "device": link.name})
-        self.on_device(device)
-
-    def _close_device(self, key: tuple[str, int]) -> None:
-        device = self._devices.pop(key)
-        for flow in self._nat.flows_of([device]):
-            self._nat.end(flow, FlowEvent.BLOCK, trio.current_time())
-        self._nat.forget_device(device)
-        self.on_close(device)
-        device.close()
-        logger.info("side closed", extra={"side": key[0], "device": device.link.name})
+    def _open(self, tun_mtu: int) -> None:
+        self.tun_mtu = tun_mtu
+        self.devices.update(self.sides, tun_mtu)
 
     def _update_flows(self) -> None:
         """End the flows that lost their way; renew the next hop of the others."""
-        now = trio.current_time()
+        own: dict[SideDevice, set[bytes]] = {
+            device: {one.interface.ip.packed for one in self.snapshot.addresses_of(device.link)}
+            for device in self.devices.all()
+        }
+        of_tun = {self.own_address(version) for version in FAMILIES}
         for flow in self._nat:
-            if not isinstance(flow.original.device, SideDevice):
+            device = flow.original.device
+            if not isinstance(device, SideDevice):
                 continue  # it comes to us, wherever the sides are
-            try:
-                way = self.way(flow.side, 4 if len(flow.key) == 12 else 6, destination_of(flow.key))
-            except KernelError as error:
-                logger.error("a way cannot be found", extra={"error": str(error)})
-                way = None
-            if way is None or way.device is not flow.original.device or not self._keeps_address(flow, way):
-                self._nat.end(flow, FlowEvent.BLOCK, now)
+            # A flow goes on with its own address while the device has it, also when new flows would get another one
+            # (a temporary IPv6 address that has been replaced).
+            inside, outside = source_of(flow.key), source_of(flow.outside)
+            has_outside = outside in own.get(device, ())
+            has_inside = inside in of_tun or flow.forwarded or self._is_kept(inside)
+            next_hop = self._ways.next_hop(flow, device) if has_outside and has_inside else None
+            if next_hop is None:
+                self._end(flow)
             else:
-                flow.original.next_hop = flow.reply.next_hop = way.next_hop
+                flow.original.next_hop = flow.reply.next_hop = next_hop
 
-    def _keeps_address(self, flow: Flow, way: Way) -> bool:
-        # A flow goes on with its own address while the device has it, also when new flows would get another one
-        # (a temporary IPv6 address that has been replaced).
-        return self.is_address_of(way.device, source_of(flow.outside))
-
-    def _resolve(self, index: int, address: IPAddress) -> bool:
+    def _is_kept(self, inside: bytes) -> bool:
+        """Whether an address that an app sends from, and that is not the tun's, is this host's still."""
         try:
-            self._rtnetlink.neighbour_use(index, address)
-        except KernelError as error:  # the device is going away, or the kernel's table is full
-            logger.debug("a neighbour cannot be asked for", extra={"address": str(address), "error": str(error)})
+            return self.is_local(inside)
+        except KernelError as error:
+            logger.error("an app's address cannot be looked for", extra={"error": str(error)})
             return False
-        return True
+
+    def _end(self, flow: Flow) -> None:
+        # A connection that was reset may be alive all the same: the reset may have been meant for another.
+        if not flow.finished:
+            self.on_end(flow)
+        self._nat.end(flow, FlowEvent.BLOCK, trio.current_time())
+
+    def _lose(self, loss: Loss) -> None:
+        """Give up what went away, at once; the picture follows."""
+        for key, device in list(self.devices.open.items()):
+            if device.link.index != loss.index or self._is_back(loss):
+                continue
+            self._lost = True
+            self._ways.forget()
+            self.on_loss()
+            if loss.address is None:
+                self.devices.close_one(key)
+                continue
+            for flow in self._nat.flows_of([device]):
+                if source_of(flow.outside) == loss.address.packed:
+                    self._end(flow)
+
+    def _is_back(self, loss: Loss) -> bool:
+        """Whether it is there all the same: the event is older than the picture, or the address has another prefix."""
+        try:
+            if loss.address is None:
+                return any(one.index == loss.index and one.up for one in self._rtnetlink.links())
+            own = self._rtnetlink.addresses(loss.address.version)
+        except KernelError as error:
+            logger.error("what is lost cannot be looked for", extra={"error": str(error)})
+            return False
+        return any((one.index, one.interface.ip) == (loss.index, loss.address) for one in own)
 
     async def watch(self) -> None:
         """Follow changes until cancelled."""
+        pace = Pace(trio.current_time)
         while True:
             with trio.CancelScope() as self._nap:
-                if self.failure or not self._complete:
+                if self.failure or not self.devices.complete:
                     self._nap.deadline = trio.current_time() + RETRY_S
-                if not self._flushed:
+                if not self._flushed and not self._changed:
                     await trio.lowlevel.wait_readable(self._events.fileno())
-            if self._read_events() or self._flushed or self.failure or not self._complete:
-                await trio.sleep(SETTLE_S)
-                self._read_events()
-                self._flushed = False
-                began = trio.current_time()
+            self._read_events()
+            if self._changed or self._flushed or self.failure or not self.devices.complete:
+                await self._listen(SETTLE_S)
+                self._changed = self._flushed = False
+                # Of this thread alone: what others take of a busy machine, they would take without a look as well.
+                began = time.thread_time()
                 self._follow()
-                await trio.sleep(REST * (trio.current_time() - began))
+                await self._listen(pace.looked(time.thread_time() - began))
+
+    async def _listen(self, seconds: float) -> None:
+        """Do no more than hear events for so long."""
+        with trio.move_on_after(seconds):
+            while True:
+                await trio.lowlevel.wait_readable(self._events.fileno())
+                self._read_events()
+
+    def hear(self) -> None:
+        """Give up at once what events say is lost; never blocks.
+
+        Called before packets are carried, so that none leaves with an address that was gone before it: this process may
+        not have run for a while.
+        """
+        if self._events.waiting():
+            self._read_events()
+            if self._changed:
+                self._nap.cancel()
 
     def _follow(self) -> None:
         known = self.failure
@@ -313,9 +362,8 @@ class Network:
             if str(error) != known:
                 logger.error("steering cannot be applied: both sides are closed", extra={"error": str(error)})
 
-    def _read_events(self) -> bool:
-        """Hand neighbours on; whether anything else has changed."""
-        changed = False
+    def _read_events(self) -> None:
+        """Hand neighbours on, give up what is lost, and note whether anything has changed."""
         try:
             events = self._events.read()
         except KernelError as error:
@@ -323,45 +371,15 @@ class Network:
             events = [Event(Change.OVERRUN)]
         for event in events:
             if event.neighbour is not None:
-                for (_, index), device in self._devices.items():
-                    if index == event.neighbour.index:
-                        device.neighbour_changed(event.neighbour)
+                self.devices.neighbours.changed(event.neighbour)
                 if event.neighbour.address in self._gateways():
                     self.on_gateway()
             else:
-                changed = True
+                self._changed = True
+            if event.loss is not None:
+                self._lose(event.loss)
         if any(event.change is Change.OVERRUN for event in events):
-            self._reread_neighbours()
-        return changed
+            self.devices.neighbours.read_again()
 
     def _gateways(self) -> set[IPAddress | None]:
         return {facts.gateway(version) for facts in self.sides.uplinks for version in FAMILIES}
-
-    def _reread_neighbours(self) -> None:
-        try:
-            for (_, index), device in self._devices.items():
-                device.neighbours(self._rtnetlink.neighbours(index))
-        except KernelError as error:
-            logger.error("neighbours cannot be read", extra={"error": str(error)})
-
-    async def confirm_neighbours(self) -> None:
-        """Keep the neighbours that we send to confirmed, until cancelled.
-
-        The kernel sees none of our frames, so it would never ask by itself.
-        """
-        while True:
-            await trio.sleep(CONFIRM_S)
-            for device in self.devices():
-                for number, address in enumerate(device.next_hops(), 1):
-                    self._resolve(device.link.index, address)
-                    if number % CONFIRM_BATCH == 0:
-                        await trio.lowlevel.checkpoint()
-
-    def devices(self) -> list[SideDevice]:
-        """The sides' open devices."""
-        return list(self._devices.values())
-
-    def close(self) -> None:
-        """Close all devices."""
-        for key in list(self._devices):
-            self._close_device(key)

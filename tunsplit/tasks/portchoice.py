@@ -7,15 +7,17 @@ nobody but us (the sets of live ports in the nft table).
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
-from tunsplit.engine.direction import destination_of
-from tunsplit.engine.nat import PORT_POOLS, Nat, Way
+from tunsplit.engine.direction import destination_of, source_of
+from tunsplit.engine.nat import PORT_POOLS, Nat
+from tunsplit.engine.nftsets import SET_ECHO4, SET_ECHO6, SET_TCP, SET_UDP
 from tunsplit.engine.ports import PortPool
-from tunsplit.engine.ruleset import SET_ECHO4, SET_ECHO6, SET_TCP, SET_UDP
+from tunsplit.engine.rewrites import Way
 from tunsplit.errors import KernelError
 from tunsplit.kernel.conntrack import Conntrack
-from tunsplit.kernel.nft import LivePorts, TableMissing
+from tunsplit.kernel.liveports import LivePorts, TableMissing
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.wire.ip import TCP, UDP
 
@@ -23,6 +25,13 @@ SETS = {"tcp": (SET_TCP,), "udp": (SET_UDP,), "echo": (SET_ECHO4, SET_ECHO6)}
 MOST_TRIES = 64
 
 logger = logging.getLogger(__name__)
+
+
+class Asked(NamedTuple):
+    """Where a question came in: the host's packed address, and port."""
+
+    address: bytes
+    port: int
 
 
 class PortChoice:
@@ -38,11 +47,13 @@ class PortChoice:
         self.counters: Counter[str] = Counter()
 
     def choose(self, protocol: int, key: bytes, way: Way, now: float) -> int | None:
-        """A port for this flow, or None where there is none to be had.
+        """A port for this flow, 0 for one of a protocol without, or None where there is none to be had.
 
         Raises:
             KernelError: the kernel cannot be told, or asked.
         """
+        if protocol not in PORT_POOLS:
+            return 0 if self._nat.is_free(protocol, key, way, 0) else None
         if (port := self._nat.mapped_port(protocol, key, way)) is not None:
             return port
         name = PORT_POOLS[protocol]
@@ -70,15 +81,29 @@ class PortChoice:
         self.counters["ports_exhausted"] += 1
         return None
 
-    def asked_port(self, key: bytes, way: Way) -> int | None:
-        """The port that a datagram has to leave from since it answers one that came in on its side; None: it does not.
+    def asked(self, key: bytes, way: Way, own: Iterable[bytes]) -> Asked | None:
+        """Where the question came in that this datagram answers; None: it answers none.
 
         A UDP server that is bound to every address answers from the tun's; the kernel remembers who asked, and where.
+
+        Args:
+            key: the datagram's four-tuple.
+            way: its own way out.
+            own: the addresses of all sides.
+
+        Raises:
+            KernelError: the kernel cannot be asked.
         """
-        port = int.from_bytes(key[-4:-2], "big")
-        peer, peer_port = destination_of(key), int.from_bytes(key[-2:], "big")
-        entry = self._conntrack.find(UDP, peer, way.source, peer_port, port)
-        return port if entry is not None and entry.original.source == peer else None
+        port, peer_port = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
+        source, peer = source_of(key), destination_of(key)
+        # Who is bound to one of them was asked there alone. The likeliest of all is the one that new flows get.
+        candidates = (source,) if source in own else dict.fromkeys((way.source, *own))
+        for address in candidates:
+            # By the reply's tuple: a port that was redirected is not the one that was asked.
+            entry = self._conntrack.find(UDP, address, peer, port, peer_port)
+            if entry is not None and entry.original.source == peer:
+                return Asked(entry.original.destination, entry.original.destination_port)
+        return None
 
     def rest(self, now: float) -> None:
         """Give the kernel back the ports that have rested, and see that the table which holds the others is there.

@@ -11,15 +11,16 @@ from tunsplit.engine.direction import destination_of, source_of
 from tunsplit.engine.flow import App, Flow
 from tunsplit.engine.nat import Nat
 from tunsplit.host import FAMILIES
-from tunsplit.kernel.tun import Tun
 from tunsplit.tasks.admit import Admit
 from tunsplit.tasks.control import Request
 from tunsplit.tasks.dns import Dns
+from tunsplit.tasks.forward import Forward
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.refusals import Refusal
 from tunsplit.tasks.switch import Switch
+from tunsplit.tasks.tuns import Tuns
 from tunsplit.wire.ip import protocol_name
 
 Json = dict[str, object]
@@ -35,8 +36,9 @@ class Report:
         nat: Nat,
         network: Network,
         admit: Admit,
+        forward: Forward,
         ports: PortChoice,
-        tun: Tun,
+        tuns: Tuns,
         dns: Dns,
         counters: Counter[str],
     ) -> None:
@@ -45,8 +47,9 @@ class Report:
         self._nat = nat
         self._network = network
         self._admit = admit
+        self._forward = forward
         self._ports = ports
-        self._tun = tun
+        self._tuns = tuns
         self._dns = dns
         self._counters = counters
 
@@ -88,17 +91,19 @@ class Report:
     def counters(self) -> dict[str, int]:
         """All counters, and the sizes of all that grows."""
         devices: Counter[str] = Counter()
-        for device in self._network.devices():
+        for device in self._network.devices.all():
             devices.update({f"{device.side}_{name}": count for name, count in device.statistics().items()})
         return {
             **self._nat.statistics(),
             **self._admit.statistics(),
+            **self._forward.counters,
             **self._ports.counters,
             **self._judge.statistics(),
             **self._counters,
             **self._dns.statistics(),
             **devices,
-            "tun_write_dropped": self._tun.dropped,
+            "tun_write_dropped": sum(tun.dropped for tun in self._tuns),
+            "tun_renewals": sum(tun.renewals for tun in self._tuns),
         }
 
     def flows(self, request: Request) -> Iterator[Json]:
@@ -107,7 +112,7 @@ class Report:
         for flow in self._nat:
             if request.credentials.may_see(flow.app.uid if flow.app else None):
                 yield {**_flow(flow, now), "captured": self._dns.capture.has_captured(flow)}
-        for refusal in tuple(self._admit.refused.values()):
+        for refusal in (*self._admit.refused.values(), *self._forward.refused.values()):
             if request.credentials.may_see(refusal.app.uid if refusal.app else None):
                 yield _refusal(refusal, now)
 

@@ -1,14 +1,17 @@
 """Turns the configuration into what the engines want, with paths and users as they are on this host now."""
 
 import pwd
+from collections.abc import Iterator
 
 from tunsplit.config import Config
+from tunsplit.engine.clients import client_of_path, client_of_unit
 from tunsplit.engine.matchers import CgroupRule, CmdlineRule, Matcher, NameRule, UserRule, path_rule
 from tunsplit.engine.policy import Mode, Policy, Verdict
 from tunsplit.engine.rules import Rule
 from tunsplit.engine.steering import Endpoint, SteeringSettings
 from tunsplit.errors import ConfigError
 from tunsplit.kernel.procpid import identify, resolve
+from tunsplit.kernel.trust import why_not_roots
 from tunsplit.wire.ip import TCP, UDP
 
 PROTOCOLS = {"tcp": TCP, "udp": UDP}
@@ -18,7 +21,8 @@ def policy_of(config: Config) -> Policy:
     """The policy that a configuration asks for, with paths and users as they are on this host now.
 
     Raises:
-        ConfigError: an [[app]] names a user that this host does not know.
+        ConfigError: an [[app]] names a user that this host does not know; [tunnel] client, a program that is not root's
+            alone.
     """
     rules = []
     for number, entry in enumerate(config.apps, start=1):
@@ -41,7 +45,28 @@ def policy_of(config: Config) -> Policy:
         label = ", ".join([entry.path, *others] if entry.path is not None else others)
         rules.append(Rule(number, label, tuple(matchers), entry.inherit, entry.force))
     split = config.split
-    return Policy(tuple(rules), Mode(split.mode), split.enabled, Verdict(split.unattributed), Verdict(split.ambiguous))
+    return Policy(
+        tuple(rules),
+        Mode(split.mode),
+        split.enabled,
+        Verdict(split.unattributed),
+        Verdict(split.ambiguous),
+        Verdict(split.forwarded),
+        tuple(_clients(config)),
+    )
+
+
+def _clients(config: Config) -> Iterator[Rule]:
+    for number, client in enumerate(config.tunnel.client, start=1):
+        if not client.startswith("/"):
+            yield client_of_unit(number, client)
+            continue
+        if lack := why_not_roots(client):
+            raise ConfigError(
+                f"[tunnel] client #{number}: found {client}, which {lack}; expected a program that only root can "
+                "replace, since it has the uplink while the tunnel is down"
+            )
+        yield client_of_path(number, client, path_rule(client, identify, resolve), _transport_uid(config))
 
 
 def _uid_of(user: str | int, where: str) -> int:
@@ -51,26 +76,26 @@ def _uid_of(user: str | int, where: str) -> int:
         raise ConfigError(f"{where}: found {user!r}, expected a user of this host") from None
 
 
+def _transport_uid(config: Config) -> int:
+    return _uid_of(config.tunnel.transport_user, "[tunnel] transport_user")
+
+
 def steering_of(config: Config) -> SteeringSettings:
     """What the configuration says about steering.
 
     Raises:
         ConfigError: [tunnel] transport_user is unknown on this host.
     """
-    user = config.tunnel.transport_user
-    try:
-        uid = user if isinstance(user, int) else pwd.getpwnam(user).pw_uid
-    except KeyError:
-        raise ConfigError(f"[tunnel] transport_user: found {user!r}, expected a user of this host") from None
     return SteeringSettings(
         tunnel=config.tunnel.interface,
         uplink=config.uplink.interface,
         fwmark=config.tunnel.fwmark,
         endpoints=tuple(Endpoint(one.address, one.port, PROTOCOLS[one.protocol]) for one in config.tunnel.endpoint),
-        transport_uid=uid,
+        transport_uid=_transport_uid(config),
         resolvers=config.tunnel.dns,
         lan_allow=config.lan.allow,
         lan_routes=config.lan.routes,
         lan_discovery=config.lan.discovery,
         firewall=config.firewall.enabled,
+        guests=config.split.guests,
     )

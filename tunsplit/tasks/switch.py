@@ -14,7 +14,7 @@ from tunsplit.config import App as Entry
 from tunsplit.config import Config, parse
 from tunsplit.engine.attribution import Owner
 from tunsplit.engine.policy import Policy
-from tunsplit.engine.reasons import Mark
+from tunsplit.engine.reasons import Mark, count_descendants
 from tunsplit.errors import ConfigError, KernelError, TunsplitError
 from tunsplit.kernel.procfs import Processes
 from tunsplit.tasks.admit import Admit
@@ -73,6 +73,7 @@ class Switch:
         self._network = network
         self._resolvers = resolvers
         self.on_config: Callable[[Config], None] = lambda _: None
+        self.on_change: Callable[[], None] = lambda: None
 
     # The list
 
@@ -154,6 +155,11 @@ class Switch:
             raise TunsplitError(f"there is no process {pid} any more")
         self._judge.tree.mark(pid, start_time, Mark.INCLUDED if included else Mark.EXCLUDED)
         self._changed()
+
+    def descendants(self, pid: int) -> tuple[int, int]:
+        """How many living processes descend from this one, and how many there are."""
+        self._judge.prepare()
+        return count_descendants(pid, self._judge.tree.nodes())
 
     def remove_pid(self, pid: int) -> bool:
         """Forget what was said about a process by hand; False: nothing was."""
@@ -242,6 +248,7 @@ class Switch:
     def _changed(self) -> None:
         self._judge.tree.changed()  # told by this, whatever it is
         self._live.rejudge_all()
+        self.on_change()
         self._judge.save_now()
 
     def explain(

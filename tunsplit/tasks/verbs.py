@@ -94,6 +94,10 @@ class Switching(Protocol):
         """Exclude (or include) a process by hand; TunsplitError if this one is not there any more."""
         ...
 
+    def descendants(self, pid: int) -> tuple[int, int]:
+        """How many living processes descend from this one, and how many there are; but for kernel threads."""
+        ...
+
     def remove_pid(self, pid: int) -> bool:
         """Forget what was said about a process by hand; False: nothing was."""
         ...
@@ -193,7 +197,7 @@ class Verbs:
         return [entry for entry in self._switching.pids() if _may_see(request, entry)]
 
     def pid_add(self, request: Request) -> Json:
-        """Exclude a process by hand."""
+        """Exclude a process by hand. That most others descend from it (an init, a service manager) is a warning."""
         pid = pid_argument(request)
         subject = self._look(pid)
         if subject is None:
@@ -203,7 +207,9 @@ class Verbs:
             raise TunsplitError(f"{pid} is a thread of process {subject.leader}: name the process")
         self._switching.add_pid(pid, subject.start_time)
         _log(request, pid=pid)
-        return {"changed": True}
+        below, everybody = self._switching.descendants(pid)
+        most = f"{below} of {everybody} processes descend from process {pid}, and are excluded with it"
+        return {"changed": True, "warnings": [most] if 2 * below > everybody else []}
 
     def pid_remove(self, request: Request) -> Json:
         """Forget what was said about a process by hand."""

@@ -1,11 +1,11 @@
-"""What the organ of judgement keeps on disk."""
+"""The process tree on disk."""
 
 import os
 import time
 
 import pytest
 
-from tunsplit.tasks.judge import GAP_S, KEPT_S, sweep
+from tunsplit.tasks.treefile import GAP_S, KEPT_S, sweep
 
 
 @pytest.fixture

@@ -1,0 +1,27 @@
+"""How often the network task may look at the host: at once, unless it has had to look often of late.
+
+Theory of operation. A look blocks the event loop for the time that nft and the kernel take, and packets wait meanwhile.
+So each look owes them a rest of four times its own length: in the long run they have four fifths of the time. What
+is owed may add up to a bound, so that a device that goes and comes back is followed at once; time that passes pays it.
+"""
+
+from collections.abc import Callable
+
+REST = 4  # times as long as a look took
+MOST_OWED_S = 1.0
+
+
+class Pace:
+    """Keeps account of what looks took; `now` tells the event loop's time in seconds."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._owed_s = 0.0
+        self._paid = now()
+
+    def looked(self, took_s: float) -> float:
+        """Write down a look that has just ended; how many seconds there is to be none."""
+        now = self._now()
+        self._owed_s = max(0.0, self._owed_s - (now - took_s - self._paid)) + REST * took_s
+        self._paid = now
+        return max(0.0, self._owed_s - MOST_OWED_S)
