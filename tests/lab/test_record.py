@@ -1,5 +1,6 @@
 """Frames kept, flows counted."""
 
+from collections import Counter
 from ipaddress import ip_address
 
 import dpkt
@@ -21,11 +22,11 @@ def udp(source, destination, payload=b"0123456789abcdef0123456789abcdef"):
     return bytes(dpkt.ip.IP(src=ip_address(a).packed, dst=ip_address(b).packed, p=17, data=data))
 
 
-def see(records: Record, packet: bytes, direction="out") -> None:
+def see(records: Record, packet: bytes, direction="out", ethertype=IPV4) -> None:
     """What an observer does with a frame."""
-    if not records.count_untrusted(packet, ethernet=False, ethertype=IPV4):
+    if not records.count_untrusted(packet, ethernet=False, ethertype=ethertype):
         records.keep_untrusted(
-            packet, ethernet=False, ethertype=IPV4, direction=direction, time=0.0, octets=len(packet)
+            packet, ethernet=False, ethertype=ethertype, direction=direction, time=0.0, octets=len(packet)
         )
 
 
@@ -92,6 +93,27 @@ def test_more_flows_than_can_be_told_apart_are_counted_as_one(monkeypatch):
     assert 14 == records.flows()[record.OTHERS]
 
 
+def test_a_frame_of_a_flow_that_is_counted_with_others_is_found_as_what_it_is(monkeypatch):
+    monkeypatch.setattr(record, "FLOWS", 1)
+    records = Record()
+    see(records, bytes(dpkt.ip.IP(src=bytes(4), dst=bytes(4), p=99, data=b"")))
+    for _ in range(2):
+        see(records, udp("10.0.0.1:9", "10.0.0.2:2"))
+
+    assert 2 == len(records.seen(port=9))
+
+
+@pytest.mark.parametrize("length", [20, 27])
+def test_a_packet_that_says_it_is_too_short_for_ports_has_none(length):
+    records = Record()
+    whole = udp("10.0.0.1:9", "10.0.0.2:2")
+    see(records, whole)
+    see(records, whole[:2] + length.to_bytes(2, "big") + whole[4:])
+
+    assert [9, None] == [seen.source_port for seen in records.seen()]
+    assert 1 == len(records.seen(port=9))
+
+
 def test_nothing_is_left_after_clear(seen_two):
     seen_two.clear()
 
@@ -110,11 +132,12 @@ port = st.sampled_from([b"\x00\x07", (51820).to_bytes(2, "big")])
 def packets(draw):
     first = draw(header)
     ports = draw(port) + draw(port)
-    rest = ports + b"\0\x20\0\0" + draw(st.sampled_from([b"\4\0\0\0", b"text"])) + bytes(40)
+    rest = ports + b"\0\x20\0\0" + draw(st.sampled_from([b"\4\0\0\0", b"text"])) + bytes(draw(st.sampled_from([0, 40])))
+    length = bytes((0, draw(st.sampled_from([0, 4, 8, 22, 28, 52, 96]))))  # the truth or not
     if first == b"\x60":
-        return IPV6, first + bytes(3) + b"\0\x34" + bytes((draw(protocol), 64)) + draw(address) * 4 + rest
+        return IPV6, first + bytes(3) + length + bytes((draw(protocol), 64)) + draw(address) * 4 + rest
     fragment = draw(st.sampled_from([b"\0\0", b"\x40\0", b"\x20\0", b"\0\x10"]))
-    head = first + b"\0\0\x60\0\0" + fragment + b"\x40" + bytes((draw(protocol),)) + b"\0\0"
+    head = first + b"\0" + length + b"\0\0" + fragment + b"\x40" + bytes((draw(protocol),)) + b"\0\0"
     return IPV4, head + draw(address) * 2 + rest
 
 
@@ -128,6 +151,23 @@ def test_octets_tell_flows_apart_as_a_parser_does(one, other):
 
     if None not in keys:
         assert (keys[0] == keys[1]) == (flows[0] == flows[1])
+
+
+@given(st.lists(packets(), max_size=6))
+def test_a_frame_is_kept_as_what_a_parser_says_that_it_is(several):
+    records = Record()
+    for ethertype, packet in several:
+        see(records, packet, ethertype=ethertype)
+
+    parsed = [parse_untrusted(packet, ethernet=False, ethertype=ethertype) for ethertype, packet in several]
+    for one in parsed:
+        same = [other.payload for other in parsed if other.flow == one.flow]
+        found = records.seen(one.protocol, one.destination, one.source, payload=one.payload)
+        assert [payload for payload in same if one.payload in payload] == [
+            seen.payload for seen in found if seen.flow == one.flow
+        ]
+    clear = [one.flow for one in parsed if one.protocol != "wireguard"]
+    assert Counter(clear) == records.flows()
 
 
 @given(st.binary(max_size=80), st.sampled_from([IPV4, IPV6]))

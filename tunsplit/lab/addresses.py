@@ -62,6 +62,7 @@ RELAY_RESOLVER = _addresses("10.64.0.1", "fd64::1")
 LAN_RESOLVER = _addresses("192.168.50.53", "fd50::53")
 PUBLIC_RESOLVER = _addresses("8.8.8.8", "2001:4860:4860::8888")
 SYSTEM_RESOLVER = _addresses("192.168.50.54", "2001:db8:50::54")  # what the host had before there was a VPN
+RELAY_NAME = "relay.example"  # every resolver knows it
 NOBODY = _addresses("192.0.2.53", "2001:db8:dead::53")  # there is no such host
 RESOLVERS = {
     "relay": RELAY_RESOLVER,

@@ -13,7 +13,7 @@ import click
 import trio
 from rich.console import Console
 
-from tunsplit.lab import daemon, demo, dnstrials, programs
+from tunsplit.lab import daemon, demo, dnstrials, programs, selftest
 from tunsplit.lab.addresses import IPERF_PORT, PICTURE, RESOLVERS
 from tunsplit.lab.lab import Lab, open_lab
 
@@ -83,6 +83,27 @@ def shell(config: Path | None, exclude: tuple[Path, ...], *, bare: bool) -> None
     TUNSPLIT_CONFIG and TUNSPLIT_SOCKET are set, so that `tunsplit flows` and the others just work.
     """
     sys.exit(_run(partial(_run_shell, _read(config, exclude), exclude, bare=bare)))
+
+
+def run_selftest(config: Path | None, *, as_json: bool) -> int:
+    """Show what is promised, with sections of this configuration, and print it; 1 if anything was not kept."""
+    try:
+        sections = tomllib.loads(_read(config, ()) or "")
+    except tomllib.TOMLDecodeError as error:
+        raise click.UsageError(f"{config}: {error}") from error
+    for own in ("tunnel", "control", "app"):
+        sections.pop(own, None)
+
+    def tell(shown: selftest.Shown) -> None:
+        if not as_json:
+            click.echo(f"{shown.verdict:9}{shown.promise:11}{shown.says}")
+
+    async def show() -> int:
+        shown = await selftest.run(sections, tell)
+        click.echo(selftest.encode(shown) if as_json else selftest.summarise(shown))
+        return 0 if all(one.ok for one in shown) else 1
+
+    return _run(show)
 
 
 def _read(config: Path | None, exclude: Sequence[Path]) -> str | None:

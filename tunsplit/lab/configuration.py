@@ -9,7 +9,10 @@ Section = Mapping[str, Any]
 
 
 def render(sections: Mapping[str, Section], overrides: Mapping[str, Section], excluded: Iterable[str | Path]) -> str:
-    """TOML of these sections, of what overrides them key by key, and of one `[[app]]` for each path."""
+    """TOML of these sections, of what overrides them key by key, and of one `[[app]]` for each path.
+
+    A key whose value is None is left out.
+    """
     merged = {name: {**sections.get(name, {}), **overrides.get(name, {})} for name in {**sections, **overrides}}
     parts = [_render_section(f"[{name}]", section) for name, section in merged.items()]
     parts += [_render_section("[[app]]", {"path": str(path)}) for path in excluded]
@@ -18,7 +21,11 @@ def render(sections: Mapping[str, Section], overrides: Mapping[str, Section], ex
 
 def _render_section(head: str, section: Section) -> str:
     return "".join(
-        f"{line}\n" for line in (head, *(f"{key} = {_render_value(value)}" for key, value in section.items()))
+        f"{line}\n"
+        for line in (
+            head,
+            *(f"{key} = {_render_value(value)}" for key, value in section.items() if value is not None),
+        )
     )
 
 

@@ -31,7 +31,7 @@ from tunsplit.lab import (
     servers,
     topology,
 )
-from tunsplit.lab.addresses import TUNNEL_DEVICE, Address, format_host
+from tunsplit.lab.addresses import TUNNEL_DEVICE, TUNNEL_PORT, Address, format_host
 from tunsplit.lab.leases import Lease
 from tunsplit.lab.netns import Namespace
 from tunsplit.lab.observer import Observer
@@ -131,6 +131,12 @@ class Lab:
             self.tunnel.detach()
         await self._tunnel.remove_host()
 
+    async def kill_tunnel(self) -> None:
+        """End the tunnel's client as a crash does; its device goes with it. `create_tunnel` starts another."""
+        if self.tunnel_kind == "veth":
+            self.tunnel.detach()
+        await self._tunnel.kill_host()
+
     # tunsplit
 
     def config(self, excluded: Iterable[str | Path] = (), **overrides: configuration.Section) -> str:
@@ -199,7 +205,7 @@ class Lab:
             "public": (self.internet, "eth0", addresses.SERVER),
         }[role]
         address = network[version].network[next(self._odd_hosts)]
-        namespace.ip(f"address add {address} dev {device}")
+        namespace.ip(f"address add {address} dev {device}{' nodad' if version == 6 else ''}")
         odd = oddresolver.OddResolver(namespace, address, behaviour, delay_s)
         async with programs.background() as nursery:
             await nursery.start(odd.serve)
@@ -224,6 +230,7 @@ async def open_lab(
     uplink: Collection[int] = BOTH,
     tunnel: Collection[int] | None = BOTH,
     tunnel_kind: Kind | None = None,
+    tunnel_port: int = TUNNEL_PORT,
     ipv6: bool = True,
     rp_filter: int = 2,
     observe: bool = True,
@@ -238,6 +245,7 @@ async def open_lab(
         uplink: IP versions that the host has an address of on its uplink.
         tunnel: the same for the tunnel; None: there is no tunnel until `create_tunnel`, which then has both.
         tunnel_kind: make it of this, instead of the best there is.
+        tunnel_port: where the relay takes the tunnel's transport.
         ipv6: False switches IPv6 off in the host.
         rp_filter: the host's reverse path filter: 0 off, 1 strict, 2 loose.
         observe: look at both sides; False leaves all of the CPU to a benchmark.
@@ -260,7 +268,13 @@ async def open_lab(
             transport = addresses.RELAY[4 if 4 in uplink else 6].ip
             async with programs.background() as nursery, AsyncExitStack() as stack:
                 ends = Tunnel(
-                    network.host, network.relay, kind=kind, versions=inside, endpoint=transport, nursery=nursery
+                    network.host,
+                    network.relay,
+                    kind=kind,
+                    versions=inside,
+                    endpoint=transport,
+                    port=tunnel_port,
+                    nursery=nursery,
                 )
                 lab = Lab(lease, network, ends, captures)
                 await ends.create_relay()

@@ -26,6 +26,7 @@ from tunsplit.lab.frames import ETHERTYPE_IPV4, Direction
 from tunsplit.lab.netns import Namespace
 from tunsplit.lab.record import Record
 from tunsplit.lab.ring import SLOT, Frame, Ring
+from tunsplit.names import FRAME_PRIORITY
 
 SIOCGIFFLAGS, IFF_RUNNING = 0x8913, 0x40  # include/uapi/linux/sockios.h, if.h
 BATCH = 256  # frames between two looks at other tasks
@@ -164,6 +165,8 @@ class Observer(Record):
         """Send one marker on each CPU; in a thread of its own, whose place it changes."""
         header, ethertype = (MARKER_ETHERNET, ETHERTYPE_MARKER) if ethernet else (MARKER_IPV4, ETHERTYPE_IPV4)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as own:
+            # As tunsplit's own frames are: its netdev table lets nothing else of a packet socket pass.
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, FRAME_PRIORITY)
             own.bind((device, ethertype))
             flags = struct.unpack_from("H", fcntl.ioctl(own, SIOCGIFFLAGS, device.encode().ljust(32, b"\0")), 16)[0]
             if not flags & IFF_RUNNING:
@@ -200,7 +203,7 @@ class Observer(Record):
                 self._markers[token].set()
             return
         direction: Direction = "out" if frame.sent_here == self._ours_is_out else "in"
-        seen = self.keep_untrusted(
+        kept = self.keep_untrusted(
             frame.head,
             ethernet=ethernet,
             ethertype=frame.ethertype,
@@ -208,5 +211,5 @@ class Observer(Record):
             time=frame.time,
             octets=frame.octets,
         )
-        if seen is not None and self._dump is not None:
-            self._dump[1].writepkt(seen.frame, ts=seen.time)
+        if kept and self._dump is not None:
+            self._dump[1].writepkt(frame.head, ts=frame.time)

@@ -23,6 +23,8 @@ PACKAGES = {
     "iperf3": "iperf3",
     "nft": "nftables",
     "nsenter": "util-linux",
+    "openssl": "openssl",
+    "openvpn": "openvpn",
     "ping": "iputils-ping",
     "tcpdump": "tcpdump",
     "traceroute": "traceroute",

@@ -1,7 +1,8 @@
 """What an observer has seen, kept by frame and counted by flow. Pure.
 
 TCP and UDP are most of what passes, and the four-tuple lies unbroken in their headers: a flow that is known is
-found by these octets and counted, without dpkt. Everything else is parsed frame by frame.
+found by these octets and counted, and its frames are parsed only when they are asked for, so that who watches keeps
+up. Everything else is parsed frame by frame.
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ from tunsplit.lab.frames import (
     parse_untrusted,
 )
 
-KEPT = 1000  # frames of a flow that are kept; all are counted
+KEPT = 4000  # frames of a flow that are kept; all are counted
 FLOWS = 50_000  # flows that are told apart: a port scan must not eat the memory
 OTHERS = FlowKey("others", None, None, None, None)  # all flows beyond that
 PORT = TUNNEL_PORT.to_bytes(2, "big")
@@ -36,11 +37,38 @@ class Count:
     frames: int = 0
 
 
+@dataclass(slots=True)
+class Kept:
+    """A frame that is kept, and what it says, once somebody has asked."""
+
+    flow: FlowKey
+    frame: bytes
+    ethernet: bool
+    ethertype: int
+    direction: Direction
+    time: float
+    octets: int
+    parsed: Seen | None = None
+
+    @property
+    def seen(self) -> Seen:
+        """What it says."""
+        if self.parsed is None:
+            self.parsed = replace(
+                parse_untrusted(self.frame, ethernet=self.ethernet, ethertype=self.ethertype),
+                direction=self.direction,
+                time=self.time,
+                octets=self.octets,
+                frame=self.frame,
+            )
+        return self.parsed
+
+
 class Record:
     """Frames and flows of one wire."""
 
     def __init__(self) -> None:
-        self._seen: list[Seen] = []
+        self._kept: list[Kept] = []
         self._counts: dict[FlowKey, Count] = {}
         self._known: dict[bytes, Count] = {}
 
@@ -54,7 +82,7 @@ class Record:
         *,
         address: str | Address | None = None,
     ) -> list[Seen]:
-        """The frames to which all that is given applies, in order, the first thousand of each flow.
+        """The frames to which all that is given applies, in order, the first `KEPT` of each flow.
 
         The VPN's own are left out unless `protocol` is wireguard.
 
@@ -68,14 +96,14 @@ class Record:
         """
         destination, source, address = (_to_address(given) for given in (destination, source, address))
         return [
-            seen
-            for seen in self._seen
-            if (seen.protocol == protocol if protocol else seen.protocol != "wireguard")
-            and (destination is None or seen.destination == destination)
-            and (source is None or seen.source == source)
-            and (port is None or port in (seen.source_port, seen.destination_port))
-            and (payload is None or payload in seen.payload)
-            and (address is None or address in (seen.source, seen.destination))
+            kept.seen
+            for kept in self._kept
+            if (kept.flow.protocol == protocol if protocol else kept.flow.protocol != "wireguard")
+            and (destination is None or kept.flow.destination == destination)
+            and (source is None or kept.flow.source == source)
+            and (port is None or port in (kept.flow.source_port, kept.flow.destination_port))
+            and (address is None or address in (kept.flow.source, kept.flow.destination))
+            and (payload is None or (payload in kept.frame and payload in kept.seen.payload))
         ]
 
     def flows(self) -> Counter[FlowKey]:
@@ -85,7 +113,7 @@ class Record:
 
     def clear(self) -> None:
         """Forget what was seen."""
-        self._seen.clear()
+        self._kept.clear()
         self._counts.clear()
         self._known.clear()
 
@@ -99,22 +127,30 @@ class Record:
 
     def keep_untrusted(
         self, frame: bytes, *, ethernet: bool, ethertype: int, direction: Direction, time: float, octets: int
-    ) -> Seen | None:
-        """Parse a frame and write it down; None if there are enough of its flow. Never raises."""
-        seen = parse_untrusted(frame, ethernet=ethernet, ethertype=ethertype)
-        count = self._counts.get(seen.flow)
-        if count is None:
-            flow = seen.flow if len(self._counts) < FLOWS else OTHERS
-            count = self._counts.setdefault(flow, Count(flow))
+    ) -> bool:
+        """Count a frame and write it down; False if there are enough of its flow. Never raises."""
         key = get_key_untrusted(frame, ETHERNET_HEADER if ethernet else 0, ethertype)
-        if key is not None and len(self._known) < FLOWS:
-            self._known[key] = count
+        kept = Kept(OTHERS, frame, ethernet, ethertype, direction, time, octets)
+        count = None if key is None else self._known.get(key)
+        if count is None or count.flow is OTHERS:
+            kept.flow = kept.seen.flow
+            count = self._count_of(kept.flow)
+            if key is not None and len(self._known) < FLOWS:
+                self._known[key] = count
+        else:
+            kept.flow = count.flow
         count.frames += 1
         if count.frames > KEPT:
-            return None
-        seen = replace(seen, direction=direction, time=time, octets=octets, frame=frame)
-        self._seen.append(seen)
-        return seen
+            return False
+        self._kept.append(kept)
+        return True
+
+    def _count_of(self, flow: FlowKey) -> Count:
+        count = self._counts.get(flow)
+        if count is None:
+            counted = flow if len(self._counts) < FLOWS else OTHERS
+            count = self._counts.setdefault(counted, Count(counted))
+        return count
 
 
 def get_key_untrusted(frame: bytes, at: int, ethertype: int) -> bytes | None:
@@ -125,16 +161,20 @@ def get_key_untrusted(frame: bytes, at: int, ethertype: int) -> bytes | None:
         at: where its packet begins.
         ethertype: what that is.
     """
-    if len(frame) < at + 48:  # IPv6 and a UDP header; a shorter frame may well be parsed
-        return None
     if ethertype == ETHERTYPE_IPV4:
         # With options, or a part of a packet (MF or offset).
-        if frame[at] != 0x45 or frame[at + 6] & 0x3F or frame[at + 7]:
+        if len(frame) < at + 28 or frame[at] != 0x45 or frame[at + 6] & 0x3F or frame[at + 7]:
             return None
+        length, shortest = int.from_bytes(frame[at + 2 : at + 4], "big"), 28
         protocol, start, end = frame[at + 9], at + 12, at + 24
     elif ethertype == ETHERTYPE_IPV6:
+        if len(frame) < at + 48:
+            return None
+        length, shortest = int.from_bytes(frame[at + 4 : at + 6], "big"), 8
         protocol, start, end = frame[at + 6], at + 8, at + 44
     else:
+        return None
+    if 0 < length < shortest:  # no room for ports; 0: a super-packet of more than 64 KiB
         return None
     if protocol == TCP:
         return b"\x06" + frame[start:end]

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from tunsplit.lab.addresses import Address
+from tunsplit.lab.addresses import RELAY, RELAY_NAME, Address
 from tunsplit.lab.netns import Namespace
 from tunsplit.lab.programs import Program
 
@@ -70,6 +70,7 @@ async def start(
         f"--listen-address={','.join(listening)}",
         f"--txt-record={NAME},{role}",
         *(f"--address=/{NAME}/{address}" for address in listening),
+        f"--host-record={RELAY_NAME},{RELAY[4].ip},{RELAY[6].ip}",
         *(["--log-queries"] if log else []),
     ]  # fmt: skip
     async with namespace.start(["dnsmasq", *options]) as program:

@@ -42,7 +42,7 @@ def serve(namespace: Namespace, own: Iterable[Address], nursery: trio.Nursery) -
 async def echo_stream(stream: trio.SocketStream) -> None:
     """Say who is seen, then echo, until the client has sent all."""
     try:
-        await stream.send_all(_describe(stream.socket.getpeername()))
+        await stream.send_all(_describe(_peer(stream)))
         async for data in stream:
             await stream.send_all(data)
     except trio.BrokenResourceError:
@@ -78,7 +78,7 @@ async def answer_http(stream: trio.SocketStream) -> None:
         words = head.split(b"\r\n", 1)[0].split()
         path = words[1] if len(words) == 3 else b""
         if path == b"/":
-            body = stream.socket.getpeername()[0].encode() + b"\n"
+            body = _peer(stream)[0].encode() + b"\n"
             await _send_head(stream, b"200 OK", len(body))
             await stream.send_all(body)
         elif path.startswith(b"/bytes/") and path[7:].isdigit():
@@ -98,6 +98,14 @@ async def _send_head(stream: trio.SocketStream, status: bytes, length: int) -> N
     await stream.send_all(
         b"HTTP/1.1 %b\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, length)
     )
+
+
+def _peer(stream: trio.SocketStream) -> tuple[str, int]:
+    try:
+        peer: tuple[str, int] = stream.socket.getpeername()[:2]
+    except OSError as error:  # reset before we got our turn
+        raise trio.BrokenResourceError from error
+    return peer
 
 
 def _describe(peer: tuple[str, int]) -> bytes:

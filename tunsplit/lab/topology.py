@@ -86,12 +86,15 @@ def _end(namespace: Namespace, own: Iterable[Interface], router: Mapping[int, In
 
 
 def _device(name: str, own: Iterable[Interface]) -> str:
-    return f"link set {name} up\n" + "".join(f"address add {interface} dev {name}\n" for interface in own)
+    # Settled at once: duplicate address detection, though switched off, leaves that to a worker of the kernel.
+    settled = {4: "", 6: " nodad"}
+    added = (f"address add {interface} dev {name}{settled[interface.version]}\n" for interface in own)
+    return f"link set {name} up\n" + "".join(added)
 
 
 def _own(own: Iterable[Address], device: str) -> str:
     """More addresses of a machine, without a network around them; it calls itself by none (RFC 6724 §5, rule 3)."""
-    lifetime = {4: "", 6: " preferred_lft 0"}
+    lifetime = {4: "", 6: " preferred_lft 0 nodad"}
     return "".join(f"address add {address} dev {device}{lifetime[address.version]}\n" for address in own)
 
 

@@ -16,7 +16,7 @@ import trio
 
 from tunsplit.errors import KernelError
 from tunsplit.lab import addresses, programs
-from tunsplit.lab.addresses import TUNNEL_DEVICE, Address, Interface
+from tunsplit.lab.addresses import TUNNEL_DEVICE, TUNNEL_PORT, Address, Interface
 from tunsplit.lab.netns import Namespace
 
 Kind = Literal["wireguard", "wireguard-go", "veth"]
@@ -87,6 +87,15 @@ class End:
         if self._program is not None:
             await self._program.process.wait()
 
+    async def kill(self) -> None:
+        """End the client as a crash does: its device goes with it. The kernel's own is removed."""
+        if self._program is None:
+            await self.remove()
+            return
+        self.present = self.up = False
+        self._program.process.kill()
+        await self._program.process.wait()
+
     def _wg(self, configuration: str) -> None:
         command = [programs.require("wg"), "setconf", TUNNEL_DEVICE, "/dev/stdin"]
         if self._program is None:
@@ -107,26 +116,32 @@ class Tunnel:
         kind: Kind,
         versions: Iterable[int],
         endpoint: Address,
+        port: int = TUNNEL_PORT,
         nursery: trio.Nursery,
     ) -> None:
         self.kind = kind
         self.host = End(host, kind, (addresses.HOST_TUNNEL[version] for version in versions), nursery)
         self.relay = End(relay, kind, addresses.RELAY_TUNNEL.values(), nursery)
-        self.endpoint = f"{addresses.format_host(endpoint)}:{addresses.TUNNEL_PORT}"
+        self.endpoint = f"{addresses.format_host(endpoint)}:{port}"
+        self._port = port
         self._keys = ("", "", "", "") if kind == "veth" else (*_make_keys(), *_make_keys())
 
     async def create_relay(self) -> None:
         """Make the relay's end, which masquerades what comes out of it; of a veth pair, only the latter."""
         if self.kind != "veth":
             _, host_public, relay_private, _ = self._keys
-            allowed = ", ".join(str(address) for address in addresses.HOST_TUNNEL.values())
+            # Its server may send into the tunnel whatever it likes, and what the host sends shows whatever it bears.
             await self.relay.create(
                 f"PrivateKey = {relay_private}\nListenPort = {addresses.TUNNEL_PORT}",
-                f"PublicKey = {host_public}\nAllowedIPs = {allowed}",
+                f"PublicKey = {host_public}\nAllowedIPs = 0.0.0.0/0, ::/0",
             )
         self.relay.namespace.nft(
             f"""
             table inet relay {{
+                chain prerouting {{
+                    type nat hook prerouting priority dstnat;
+                    iifname eth0 udp dport {self._port} redirect to :{TUNNEL_PORT}
+                }}
                 chain postrouting {{
                     type nat hook postrouting priority srcnat
                     ip saddr {addresses.RELAY_TUNNEL[4].network} oifname eth0 masquerade
@@ -153,6 +168,12 @@ class Tunnel:
     async def remove_host(self) -> None:
         """Remove the host's end; of a veth pair, both."""
         await self.host.remove()
+        if self.kind == "veth":
+            self.relay.present = self.relay.up = False
+
+    async def kill_host(self) -> None:
+        """End the client of the host's end as a crash does; of a veth pair, remove both."""
+        await self.host.kill()
         if self.kind == "veth":
             self.relay.present = self.relay.up = False
 
