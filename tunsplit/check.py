@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address
@@ -14,7 +13,8 @@ from pathlib import Path
 from tunsplit.config import Config, unsupported
 from tunsplit.errors import ConfigError, KernelError, PermissionMissing
 from tunsplit.kernel import caps
-from tunsplit.kernel.procpid import why_no_program
+from tunsplit.kernel.procpid import is_script, why_no_program
+from tunsplit.kernel.trust import why_not_roots
 from tunsplit.process import Process
 
 TUN_DEVICE = Path("/dev/net/tun")
@@ -98,6 +98,7 @@ def configuration(config: Config | ConfigError, file: str) -> Iterator[Finding]:
     for sentence in unsupported(config):
         yield Finding(Level.NOTE, sentence)
     yield from _programs_of_rules(config)
+    yield from _clients(config)
     yield from _users(config)
     yield from _rules_of_root(config)
     yield from _interfaces(config)
@@ -112,9 +113,21 @@ def _programs_of_rules(config: Config) -> Iterator[Finding]:
     for number, app in enumerate(config.apps, 1):
         if app.path and not GLOB.search(app.path) and (lack := why_no_program(app.path)):
             yield Finding(Level.WARNING, f"[[app]] #{number} path: {app.path} {lack}, so the rule matches nothing")
-    for client in config.tunnel.client:
-        if client.startswith("/") and (lack := why_no_program(client)):
+
+
+def _clients(config: Config) -> Iterator[Finding]:
+    for client in (one for one in config.tunnel.client if one.startswith("/")):
+        if lack := why_not_roots(client):
+            text = f"[tunnel] client: {client} {lack}; expected a program that only root can replace"
+            yield Finding(Level.WRONG, text, ConfigError.exit_code)
+        elif lack := why_no_program(client):
             yield Finding(Level.WARNING, f"[tunnel] client: {client} {lack}")
+        elif is_script(client):
+            yield Finding(
+                Level.WARNING,
+                f"[tunnel] client: {client} is a script, and what runs is its interpreter: name the unit that starts "
+                "it, or the programs that it calls",
+            )
 
 
 def _users(config: Config) -> Iterator[Finding]:
@@ -205,9 +218,9 @@ def _local_resolvers(config: Config) -> Iterator[Finding]:
     from tunsplit.tasks.settings import policy_of
 
     known = [app for app in config.apps if app.user is None or _user_exists(app.user)]
-    policy = policy_of(config.replaced(apps=tuple(known)))
+    policy = policy_of(config.replaced(apps=tuple(known), tunnel=config.tunnel.replaced(client=())))
     try:
-        with closing(SockDiag()) as diag, closing(Processes()) as processes:
+        with SockDiag() as diag, Processes() as processes:
             resolvers = LocalResolvers(diag, processes)
             resolvers.listed()
             beside = {one.process.pid for one, _ in resolvers.covered(policy)}
@@ -217,6 +230,12 @@ def _local_resolvers(config: Config) -> Iterator[Finding]:
 
             for hint in resolvers.hints(policy.mode, side):
                 yield Finding(Level.NOTE, hint)
+            if config.tunnel.client and not config.dns.take_over and resolvers.listed():
+                yield Finding(
+                    Level.WARNING,
+                    "[tunnel] client: where it asks a local resolver, its questions go in the tunnel like those of "
+                    "others, and fail while that is down: use [dns] listen with take_over, or literal addresses",
+                )
             resolvers.refuse_covering(policy)
     except ConfigError as error:
         yield Finding(Level.WRONG, str(error), ConfigError.exit_code)

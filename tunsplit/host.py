@@ -67,7 +67,8 @@ _USABLE = sum((NeighbourState.REACHABLE, NeighbourState.STALE, NeighbourState.DE
 class Link:
     """A network device; one that does not exist has the index 0.
 
-    `kind` is what `ip -d link` calls it ("veth", "wireguard", "tun", …), "" for hardware.
+    `kind` is what `ip -d link` calls it ("veth", "wireguard", "tun", …), "" for hardware. `master` is the index of the
+    bridge, bond, … that this is a port of, and `below` that of the device which carries a VLAN; 0 for none.
     """
 
     index: int
@@ -80,11 +81,20 @@ class Link:
     group: int = 0
     is_layer2: bool = True  # frames carry an Ethernet header (ARPHRD_ETHER)
     is_loopback: bool = False
+    is_noarp: bool = False  # nobody is asked for a neighbour's address
+    is_on_bus: bool = False  # of PCI, USB, virtio, …: a card
+    master: int = 0
+    below: int = 0
 
     @property
     def exists(self) -> bool:
         """Whether routes may lead to it."""
         return self.index != 0
+
+
+def no_tun(name: str) -> Link:
+    """A tun of this name that does not exist."""
+    return Link(0, name, 0, up=False, kind="tun", is_layer2=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,8 @@ class Route:
     prefsrc: IPAddress | None = None
     onlink: bool = False
     mtu: int | None = None
+    preference: int = 0  # of a router, as it says itself (RFC 4191 §2.1): -1 low, 0 medium, 1 high
+    advmss: int | None = None  # largest segment of TCP that a SYN by this way promises to take
 
     @property
     def family(self) -> int:
@@ -244,6 +256,19 @@ class NamedServers:
 
 
 @dataclass(frozen=True, slots=True)
+class EgressTable:
+    """What our table of nftables' family netdev is to be, in nft's words; empty for none.
+
+    `body` names its devices whether they are there or not, which kernels before 6.16 refuse; `body_now` names those
+    alone that are there, which are `devices`.
+    """
+
+    body: str = ""
+    body_now: str = ""
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HostPlan:
     """Everything that we want on the host while traffic is split."""
 
@@ -254,3 +279,12 @@ class HostPlan:
     rules: tuple[Rule, ...]
     sysctls: tuple[Sysctl, ...]
     rulesets: Mapping[str, str]  # family of nftables → the body of our table there, in nft's words
+    sets: Mapping[str, Mapping[str, tuple[IPAddress, ...]]]  # the same → what sets of addresses hold there
+    forwarded: TunFacts  # the tun of what this host forwards
+    guard: str = ""  # the commands that fill the guard's table; empty: there is none
+    egress: EgressTable = EgressTable()
+
+    @property
+    def tuns(self) -> tuple[TunFacts, ...]:
+        """Our devices, with the addresses that they are to have."""
+        return (TunFacts(self.tun, self.tun_addresses), self.forwarded)

@@ -1,7 +1,5 @@
 """The commands that ask no daemon: to be one, to see whether it could be one, to clear up after one; and the lab."""
 
-import os
-import socket
 from difflib import unified_diff
 from typing import TYPE_CHECKING
 
@@ -40,12 +38,11 @@ def run(config_file: str | None, on_stop: str | None) -> None:
 
 
 def ready() -> None:
-    """Tell whoever waits, a pipe's reader or systemd (sd_notify(3)), that traffic is split."""
+    """Tell whoever waits, a pipe's reader or systemd, that traffic is split."""
+    from tunsplit.kernel import servicemanager
+
     click.echo("ready")  # and flushes
-    if address := os.environ.get("NOTIFY_SOCKET"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-            notify.connect("\0" + address[1:] if address.startswith("@") else address)
-            notify.send(b"READY=1")
+    servicemanager.tell("READY=1")
 
 
 @main.command()

@@ -87,8 +87,7 @@ def app_add(path: str, force: bool, save: bool, config_file: str | None, socket_
         if save:
             save_list(config_file, socket_path, lambda text, _: texts[0] if text == texts[1] else text)
         raise
-    for warning in answer["warnings"]:
-        click.echo(f"tunsplit: warning: {warning}", err=True)
+    print_warnings(answer)
     for hint in answer["hints"]:
         click.echo(f"tunsplit: note: {hint}", err=True)
     click.echo(f"{path} is on the list" + ("" if answer["changed"] else " already"))
@@ -179,7 +178,7 @@ def pid_add(number: int, config_file: str | None, socket_path: str | None) -> No
 
     Example: tunsplit pid add 4711
     """
-    ask(config_file, socket_path, "pid add", pid=number)
+    print_warnings(ask(config_file, socket_path, "pid add", pid=number))
     click.echo(f"process {number} is excluded")
 
 
@@ -247,6 +246,12 @@ def reload(config_file: str | None, socket_path: str | None, as_json: bool) -> N
         print_json(changes)
     else:
         click.echo("\n".join(changes) or "nothing changed")
+
+
+def print_warnings(answer: dict[str, Any]) -> None:
+    """Print what the daemon did all the same."""
+    for warning in answer["warnings"]:
+        click.echo(f"tunsplit: warning: {warning}", err=True)
 
 
 def print_rows(rows: Iterable[tuple[str, ...]], otherwise: str) -> None:

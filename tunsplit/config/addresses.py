@@ -15,7 +15,7 @@ from ipaddress import (
 
 import msgspec
 
-from tunsplit.config.values import Reader, integer_of, text_of
+from tunsplit.config.values import Reader, integer_of, shown, text_of
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
@@ -39,6 +39,7 @@ class Listener(msgspec.Struct, frozen=True):
 
 # At most IFNAMSIZ without its NUL (linux/if.h), of the characters that nftables can name in quotes.
 INTERFACE = re.compile(r"[A-Za-z0-9_.@+=#,-]{1,15}")
+INTERFACES = re.compile(r"[A-Za-z0-9_.@+=#,*?-]{1,15}")
 
 
 def interface(example: str) -> Reader:
@@ -51,6 +52,18 @@ def interface(example: str) -> Reader:
         return name
 
     return Reader(f'the name of an interface, such as "{example}" (at most 15 characters, not "lo")', convert)
+
+
+def interfaces(*examples: str) -> Reader:
+    """The name of an interface, or a glob for several."""
+
+    def convert(value: object) -> str:
+        pattern = text_of(value)
+        if not INTERFACES.fullmatch(pattern):
+            raise ValueError(value)
+        return pattern
+
+    return Reader(f"the name of an interface or a glob, such as {' or '.join(map(shown, examples))}", convert)
 
 
 def unicast(address: Address) -> Address:

@@ -48,13 +48,17 @@ def _transport(config: Config, tunnel: Mapping[str, object]) -> Iterator[str]:
 
 
 def _interfaces(config: Config) -> Iterator[str]:
-    names = {"tun": config.tun.name, "tunnel": config.tunnel.interface, "uplink": config.uplink.interface}
+    names = {
+        "[tun] name": config.tun.name,
+        "[tun] forwarded": config.tun.forwarded,
+        "[tunnel] interface": config.tunnel.interface,
+        "[uplink] interface": config.uplink.interface,
+    }
     first: dict[str, str] = {}
-    for section, name in names.items():
-        key = "name" if section == "tun" else "interface"
+    for key, name in names.items():
         if name in first:
-            yield f"[{section}] {key}: found {shown(name)}, expected another interface than {first[name]}"
-        first.setdefault(name, f"[{section}] {key}")
+            yield f"{key}: found {shown(name)}, expected another interface than {first[name]}"
+        first.setdefault(name, key)
 
 
 def _tun_addresses(config: Config) -> Iterator[str]:

@@ -6,10 +6,10 @@ from tunsplit.config.schema import SECTIONS, Config
 
 # Keys whose features are there.
 WORKING = {
-    "tun": {"name", "address", "mtu"},
-    "tunnel": {"interface", "fwmark", "endpoint", "dns", "transport_user"},
+    "tun": {"name", "forwarded", "address", "mtu"},
+    "tunnel": {"interface", "fwmark", "endpoint", "dns", "transport_user", "client"},
     "uplink": {"interface"},
-    "split": {"enabled", "mode", "unattributed", "ambiguous", "hold", "protocols"},
+    "split": {"enabled", "mode", "unattributed", "ambiguous", "hold", "protocols", "forwarded", "guests"},
     "app": {"path", "name", "cmdline", "user", "cgroup", "inherit", "force"},
     "dns": {"platform", "custom", "system", "intercept", "listen", "take_over", "filter_aaaa", "fallback"},
     "lan": {"allow", "routes", "discovery"},
@@ -17,12 +17,8 @@ WORKING = {
     "control": {"socket", "group"},
     "log": {"level", "format"},
 }
-# A value that says what happens anyway.
-ALREADY_SO = {("split", "forwarded"): "block"}
 # What follows where that is not plain, above all for who would rely on it.
 MEANWHILE = {
-    "tunnel client": "its processes are judged like any other",
-    "split forwarded": "forwarded packets are refused",
     "split kernel": "the kernel's own sockets are unattributed",
 }
 
@@ -35,8 +31,7 @@ def unsupported(config: Config) -> list[str]:
         for number, table in enumerate(tables, 1):
             where = f"[[app]] #{number}" if section == "app" else f"[{section}]"
             for field in msgspec.structs.fields(table):
-                silent = (field.default, ALREADY_SO.get((section, field.name), field.default))
-                if field.name in WORKING[section] or getattr(table, field.name) in silent:
+                if field.name in WORKING[section] or getattr(table, field.name) == field.default:
                     continue
                 meanwhile = MEANWHILE.get(f"{section} {field.name}", MEANWHILE.get(section))
                 sentence = f"{where} {field.name} is accepted but has no effect yet"

@@ -32,6 +32,7 @@ class Tun(Section, frozen=True):
     """[tun]: our own capture device."""
 
     name: Annotated[str, a.interface("tunsplit0")] = "tunsplit0"
+    forwarded: Annotated[str, a.interface("tunsplit1")] = "tunsplit1"  # the device of what this host forwards
     # (): addresses that the host does not use are chosen.
     address: Annotated[
         tuple[Interface, ...], v.word_or("auto", (), v.each(a.own_address(), "addresses, one a family"))
@@ -68,6 +69,10 @@ class Split(Section, frozen=True):
     unattributed: Annotated[str, v.choice(*VERDICTS)] = "block"
     ambiguous: Annotated[str, v.choice(*VERDICTS)] = "block"
     forwarded: Annotated[str, v.choice(*VERDICTS)] = "tunnel"
+    # None: bridges whose ports are all virtual.
+    guests: Annotated[
+        tuple[str, ...] | None, v.word_or("auto", None, v.each(a.interfaces("docker0", "ve-*"), "interfaces"))
+    ] = None
     kernel: Annotated[str, v.choice(*VERDICTS)] = "tunnel"
     protocols: Annotated[tuple[int, ...], v.each(a.protocol(), "protocols")] = ()
     hold: Annotated[float, v.duration("1ms", "60s")] = 1.0  # seconds

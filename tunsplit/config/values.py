@@ -180,6 +180,7 @@ def duration(first: str, last: str) -> Reader:
     return Reader(f'a duration from "{first}" to "{last}", with a unit (us, ms, s, m, h)', convert)
 
 
+WILDCARDS = frozenset("*?[")
 USER = r"[A-Za-z_][A-Za-z0-9_.@-]{0,255}\$?"
 
 
@@ -216,11 +217,18 @@ def program_path() -> Reader:
 
 
 def program_or_unit() -> Reader:
-    """An executable's path or the name of a systemd unit."""
+    """An executable's path, no glob, or the name of a systemd unit."""
     unit = text("", r"[A-Za-z0-9:_.\\@-]+\.(?:service|scope|slice)").convert
+
+    def exact_path_of(value: object) -> str:
+        path = absolute_path_of(value)
+        if not WILDCARDS.isdisjoint(path):
+            raise ValueError(value)
+        return path
+
     return Reader(
-        'an absolute path or a systemd unit, such as "/usr/sbin/openvpn" or "openvpn@work.service"',
-        lambda value: one_of((unit, absolute_path_of), value),
+        'the absolute path of one program or a systemd unit, such as "/usr/sbin/openvpn" or "openvpn@work.service"',
+        lambda value: one_of((unit, exact_path_of), value),
     )
 
 
