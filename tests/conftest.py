@@ -12,8 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-pytest_plugins = ["tunsplit.lab.fixtures"]
+from tests import attacktable
+
+pytest_plugins = ["tunsplit.lab.fixtures", "tests.fixtures"]
+
+# No test is judged by its time: another worker may have the processor.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 NAMESPACES = Path("/run/netns")
 
@@ -21,9 +28,34 @@ NAMESPACES = Path("/run/netns")
 LIFETIMES = re.compile(r"(valid_lft|preferred_lft|expires) \S+ ?")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known."""
+    config.addinivalue_line("markers", "attack(name, without, against): a row of the attacker's table")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    attacktable.note_marks(item)
     if item.get_closest_marker("netns") and os.geteuid() != 0:
         pytest.fail("builds network namespaces, which only root may: sudo scripts/test", pytrace=False)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Number packets and messages: some carry an identifier by chance, and each worker has to find the same tests."""
+    return argname if isinstance(val, bytes) else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have to tell, their property `summary`, and the attacks; workers' come as well."""
+    reports = [report for group in ("passed", "failed") for report in terminalreporter.stats.get(group, ())]
+    if rows := attacktable.rows_of(report for report in reports if hasattr(report, "user_properties")):
+        terminalreporter.section("The attacker's table")
+        terminalreporter.write_line("\n".join(attacktable.table(rows)))
+    for report in reports:
+        for name, text in getattr(report, "user_properties", ()):
+            if name == "summary" and report.when == "call":
+                title, _, lines = text.partition("\n")
+                terminalreporter.section(title)
+                terminalreporter.write_line(lines)
 
 
 def descriptors() -> dict[str, str]:

@@ -90,10 +90,35 @@ VERBS: dict[str, control.Verb] = {
 
 @contextlib.asynccontextmanager
 async def serving(path: str, group: str = ABSENT, verbs: Mapping[str, control.Verb] = VERBS):
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(control.serve, Control(socket=path, group=group), verbs))
+    with control.listening(Control(socket=path, group=group)) as clients:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(control.serve, clients, verbs)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+@contextlib.contextmanager
+def serving_beside(path: str, group: str = ABSENT, verbs: Mapping[str, control.Verb] = VERBS) -> Iterator[None]:
+    """Answer in a thread of its own."""
+    ready = threading.Event()
+    token: list[trio.lowlevel.TrioToken] = []
+    stop = trio.CancelScope()
+
+    async def serve() -> None:
+        with stop:
+            async with serving(path, group, verbs):
+                token.append(trio.lowlevel.current_trio_token())
+                ready.set()
+                await trio.sleep_forever()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    ready.wait(10)
+    try:
         yield
-        nursery.cancel_scope.cancel()
+    finally:
+        trio.from_thread.run_sync(stop.cancel, trio_token=token[0])
+        thread.join()
 
 
 async def ask(path: str, verb: str, **arguments: object) -> object:

@@ -8,6 +8,7 @@ host: eth0 ──────── router: toh        wg0, tunsplit0: what the 
 import ctypes
 import fcntl
 import os
+import re
 import select
 import socket
 import struct
@@ -15,15 +16,15 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import dpkt
 
-from tunsplit.engine.sides import Sides, choose_tun_addresses, find_sides
+from tunsplit.engine.sides import Sides, beside, choose_tun_addresses, find_sides
 from tunsplit.engine.steering import Endpoint, SteeringSettings, plan
-from tunsplit.host import HostPlan, Link, TunFacts
+from tunsplit.host import HostPlan, Link, TunFacts, no_tun
 from tunsplit.kernel.rtnetlink import Rtnetlink
 
 CLONE_NEWNET = 0x40000000
@@ -32,7 +33,7 @@ IFF_TUN, IFF_NO_PI = 0x1, 0x1000
 ETH_P_ALL = 3
 SOL_PACKET, PACKET_IGNORE_OUTGOING = 263, 23
 
-UPLINK, TUNNEL, TUN = "eth0", "wg0", "tunsplit0"
+UPLINK, TUNNEL, TUN, FORWARDED = "eth0", "wg0", "tunsplit0", "tunsplit1"
 TUN4, TUN6 = "10.128.0.1", "2001:2:0:5::1"
 HOST4, HOST6 = "192.168.50.2", "2001:db8:50::2"
 ROUTER4, ROUTER6 = "192.168.50.1", "2001:db8:50::1"
@@ -42,6 +43,12 @@ RELAY4 = "203.0.113.10"
 FWMARK = 51820
 
 SETTINGS = SteeringSettings(tunnel=TUNNEL, fwmark=FWMARK, endpoints=(Endpoint(ip_address(RELAY4), 51820, 17),))
+LAN_ALLOWED = replace(SETTINGS, lan_allow=True)
+UP, DOWN, STEER = (
+    "mark 0x7501",
+    "mark 0x7502",
+    "mark 0x7503",
+)  # for `way`
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -117,7 +124,9 @@ class Host:
         sides = find_sides(now, tunnel=TUNNEL, uplink=settings.uplink, tun=TUN)
         link = now.link(TUN)
         assert link is not None
-        return plan(settings, now, sides, TunFacts(link, choose_tun_addresses(now, tun=TUN)))
+        own = choose_tun_addresses(now, tuns=(TUN, FORWARDED))
+        forwarded = now.link(FORWARDED) or no_tun(FORWARDED)
+        return plan(settings, now, sides, TunFacts(link, own), TunFacts(forwarded, beside(own)))
 
     def link(self, name: str) -> Link:
         """A device as it is now."""
@@ -136,7 +145,8 @@ class Host:
 
     def drained(self) -> list[str]:
         """Take what is on the wire now, after a marker frame has gone by."""
-        marker = b"\x02\x00\x00\x00\x00\x01" + b"\x02\x00\x00\x00\x00\x02" + b"\x88\xb5" + os.urandom(46)
+        # As EAPOL, which our netdev table lets pass.
+        marker = b"\x02\x00\x00\x00\x00\x01" + b"\x02\x00\x00\x00\x00\x02" + b"\x88\x8e" + os.urandom(46)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
             sender.bind((UPLINK, 0))
             sender.send(marker)
@@ -196,7 +206,18 @@ def open_host() -> Iterator[Host]:
             address add 10.64.0.2/32 dev {TUNNEL}
             address add fd64::2/128 dev {TUNNEL} nodad
         """)
+        while is_settling():
+            time.sleep(0.001)
         yield Host(tun, tunnel, wire, router)
+
+
+def is_settling() -> bool:
+    """Whether the kernel has not finished yet with an IPv6 address: its local route comes last."""
+    addresses = run("ip", "-6", "-o", "address")
+    local = run("ip", "-6", "route", "show", "table", "local", "type", "local")
+    return "tentative" in addresses or any(
+        f"local {one} " not in local for one in re.findall(r"inet6 ([^/ ]+)", addresses)
+    )
 
 
 def new_namespace() -> int:
@@ -296,3 +317,13 @@ def describe_packet(packet: bytes) -> str:
     if isinstance(data, (dpkt.icmp.ICMP, dpkt.icmp6.ICMP6)):
         return f"ICMP{'' if parsed.v == 4 else '6'} type {data.type} {source} > {destination}"
     return f"protocol {parsed.p} {source} > {destination}"
+
+
+def without_tun(after: str, before: str) -> list[str]:
+    """The state, with the tun's own lines as they were: it is no host's but ours, and ends with us."""
+    old, new = before.splitlines(), after.splitlines()
+    tun = [line for line in old if TUN in line]
+    own = [line for line in new if TUN in line]
+    assert len(tun) == len(own)
+    swapped = dict(zip(own, tun, strict=True))
+    return [swapped.get(line, line) for line in new]

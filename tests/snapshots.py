@@ -7,6 +7,7 @@ from tunsplit.host import SCOPE_LINK, Address, Link, Route, Snapshot
 LO = Link(1, "lo", 65536, is_layer2=False, is_loopback=True)
 ETH0 = Link(2, "eth0", 1500, mac=b"\x02\x00\x00\x00\x00\x02")
 WG0 = Link(3, "wg0", 1420, kind="wireguard", is_layer2=False)
+FORWARDED = Link(6, "tunsplit1", 1500, kind="tun", is_layer2=False)
 TUN = Link(4, "tunsplit0", 1500, up=False, kind="tun", is_layer2=False)
 WLAN0 = Link(5, "wlan0", 1500, mac=b"\x02\x00\x00\x00\x00\x05")
 

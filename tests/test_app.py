@@ -1,21 +1,26 @@
 """The daemon as a whole, entered inside a network namespace: what it makes, and that all of it goes."""
 
-import pwd
+import os
 from contextlib import contextmanager
+from socket import AF_INET, SOCK_DGRAM, socket
 
 import pytest
 import trio
 import trio.testing
 
-from tests.hosts import FAR4, FAR6, FWMARK, TUNNEL, open_host, run
+from tests.hosts import FAR4, FAR6, FWMARK, TUNNEL, UPLINK, open_host, run
 from tunsplit import app
 from tunsplit.app import open_daemon
-from tunsplit.config.schema import App, Config, Control, Firewall, Lan, Split, Tun, Tunnel
-from tunsplit.engine.policy import Mode, Verdict
-from tunsplit.errors import ConfigError, KernelError, TunsplitError
+from tunsplit.config.schema import Config, Control, Firewall, Tun, Tunnel
+from tunsplit.errors import KernelError, TunsplitError
 from tunsplit.kernel import hostconfig, nft
 from tunsplit.kernel.instance import Instance
-from tunsplit.tasks.settings import policy_of, steering_of
+from tunsplit.kernel.procevents import ProcessEvents
+from tunsplit.tasks.halfopen import HalfOpen
+from tunsplit.tasks.judge import Judge
+from tunsplit.tasks.liveflows import LiveFlows
+from tunsplit.tasks.network import Network
+from tunsplit.tasks.pump import Pump
 
 NAME = "ts-app"
 
@@ -26,49 +31,15 @@ def a_config(path="/nonexistent", **others):
     )
 
 
-# Configuration
+@pytest.mark.parametrize("here", [True, False])
+def test_the_way_back_to_process_events_is_kept_only_where_it_is_one(monkeypatch, here):
+    kept: set[str] = set()
+    monkeypatch.setattr(app, "is_initial_network", lambda: here)
+    monkeypatch.setattr(app, "keep_only", lambda capabilities: kept.update(one.name for one in capabilities))
+    app._give_up_rights()  # noqa: SLF001  # nobody else decides that, and for good
 
-
-def test_each_app_is_a_rule_in_the_file_s_order():
-    policy = policy_of(a_config(apps=(App(path="/bin/sh"), App(path="/opt/**", inherit=False))))
-
-    assert [(1, "/bin/sh", True), (2, "/opt/**", False)] == [
-        (rule.number, rule.label, rule.inherit) for rule in policy.rules
-    ]
-
-
-def test_split_says_how_to_judge():
-    policy = policy_of(a_config(split=Split(mode="include", enabled=False, unattributed="tunnel", ambiguous="uplink")))
-
-    assert (Mode.INCLUDE, False, Verdict.TUNNEL, Verdict.UPLINK) == (
-        policy.mode, policy.enabled, policy.unattributed, policy.ambiguous,
-    )  # fmt: skip
-
-
-def test_steering_takes_what_concerns_it():
-    settings = steering_of(a_config(lan=Lan(allow=True, discovery=True)))
-
-    assert (TUNNEL, "auto", FWMARK, 0, True, True, True) == (
-        settings.tunnel, settings.uplink, settings.fwmark, settings.transport_uid,
-        settings.lan_allow, settings.lan_discovery, settings.firewall,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("user", [0, "nobody"])
-def test_the_transport_s_user_may_be_a_name_or_a_number(user):
-    config = Config(tunnel=Tunnel(interface=TUNNEL, fwmark=FWMARK, transport_user=user))
-
-    wanted = user if isinstance(user, int) else pwd.getpwnam(user).pw_uid
-    assert wanted == steering_of(config).transport_uid
-
-
-def test_a_user_that_is_not_there_is_named():
-    config = Config(tunnel=Tunnel(interface=TUNNEL, fwmark=FWMARK, transport_user="ts-nobody"))
-    with pytest.raises(ConfigError, match="ts-nobody"):
-        steering_of(config)
-
-
-# The daemon
+    assert here is not ("CAP_SYS_ADMIN" in kept)
+    assert {"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_PTRACE"} <= kept
 
 
 @pytest.fixture
@@ -203,11 +174,13 @@ async def test_a_mistake_of_ours_does_not_open_the_way(host, config, monkeypatch
     """L15: as if it had been killed; only a signal says that the way may be open."""
     ready = trio.Event()
 
-    async def fail(*_):
+    async def fail(_, task_status):
+        task_status.started()
         await ready.wait()
         raise ZeroDivisionError
 
-    monkeypatch.setattr("tunsplit.tasks.expiry.expire", fail)
+    monkeypatch.setattr("tunsplit.tasks.dns.Dns.run", fail)
+    monkeypatch.setattr(app, "keep_only", lambda _: None)  # the tests' own rights
     with nothing_left(host):
         with pytest.raises(ZeroDivisionError):
             await app._run_until_signal(config, "", None, ready.set)  # noqa: SLF001 -- `run` makes a loop of its own
@@ -235,14 +208,147 @@ async def test_a_flushed_ruleset_is_put_back_by_itself(host, config):
 
 
 @pytest.mark.netns
-async def test_a_removed_tun_blocks_and_ends_nothing(host, config, caplog):
+async def test_a_task_that_fails_blocks_and_begins_anew(host, config, monkeypatch):
+    """L21: a mistake of ours in following processes, over one event."""
+    monkeypatch.setattr("tunsplit.tasks.organs.RETRY_S", 0.3)
+    mistakes = [ZeroDivisionError("by zero")]
+    real = Judge.tell
+
+    def tell(judge):
+        if mistakes:
+            raise mistakes.pop()
+        real(judge)
+
     async with open_daemon(config) as (report, *_):
+        # Looked at as it happens: any packet that asks for judgement has all processes looked at anew, and opens again.
+        closed = []
+        monkeypatch.setattr(LiveFlows, "holders_unknown", lambda _: closed.append(report.status()))
+        monkeypatch.setattr(Judge, "tell", tell)
+        run("true")
+        with trio.fail_after(20):
+            while not closed or report.status()["state"] != "active":  # noqa: ASYNC110 -- nobody tells
+                await trio.sleep(0.01)
+        (status,) = closed
+        assert "blocked" == status["state"]
+        assert str(status["failure"]).endswith("ZeroDivisionError: by zero")
+        # That of the task which came first: two wait for the event, and the pump looks before it carries a packet.
+        assert 1 == sum(number for name, number in report.counters().items() if name.startswith("failed_"))
+
+
+@pytest.fixture
+def news(monkeypatch):
+    """There is some with every packet."""
+    made, hear_first = [], Pump.hear_first
+
+    def hear_this_first(pump, _):
+        made.append(os.eventfd(1))
+        hear_first(pump, made[-1])
+
+    monkeypatch.setattr(Pump, "hear_first", hear_this_first)
+    yield
+    for descriptor in made:
+        os.close(descriptor)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("hearer", [Judge, Network])
+async def test_a_mistake_over_news_heard_before_a_batch_blocks_too(host, news, config, monkeypatch, hearer):
+    """L21: the news are gone with it, and the pump alone would go on as if there had been none."""
+    monkeypatch.setattr("tunsplit.tasks.organs.RETRY_S", 0.3)
+    mistakes = [ZeroDivisionError("by zero")]
+    real = hearer.hear
+
+    def hear(self):
+        if mistakes:
+            raise mistakes.pop()
+        real(self)
+
+    async with open_daemon(config) as (report, *_):
+        closed = []
+
+        def close(do, *given):
+            do(*given)
+            closed.append(report.status())
+
+        for kind, name in ((Judge, "fail"), (Network, "close_sides")):
+            real_close = getattr(kind, name)
+            monkeypatch.setattr(kind, name, lambda *given, do=real_close: close(do, *given))
+        monkeypatch.setattr(hearer, "hear", hear)
+        with socket(AF_INET, SOCK_DGRAM) as sender:
+            sender.sendto(b"any", (FAR4, 9))
+        with trio.fail_after(20):
+            while not closed or report.status()["state"] != "active":  # noqa: ASYNC110 -- nobody tells
+                await trio.sleep(0.01)
+        assert [("blocked", "what has happened is not known: ZeroDivisionError: by zero")] == [
+            (status["state"], status["failure"]) for status in closed
+        ]
+        assert 1 == report.counters()["failed_pump"]
+
+
+@pytest.mark.netns
+async def test_news_of_processes_come_before_packets_also_once_they_are_subscribed_to_anew(host, config, monkeypatch):
+    monkeypatch.setattr("tunsplit.tasks.judge.RETRY_S", 0.1)
+    refusals, anew, heard = [KernelError("out of order")], [], []
+    real_init, real_read, real_hear = ProcessEvents.__init__, ProcessEvents.read, Judge.hear
+
+    def init(events):
+        real_init(events)
+        anew.append(events)
+
+    def read(events):
+        if refusals:
+            raise refusals.pop()
+        return real_read(events)
+
+    def hear(judge):
+        heard.append(judge)
+        real_hear(judge)
+
+    async with open_daemon(config):
+        monkeypatch.setattr(ProcessEvents, "__init__", init)
+        monkeypatch.setattr(ProcessEvents, "read", read)
+        run("true")
+        with trio.fail_after(20):
+            while not anew:  # noqa: ASYNC110 -- nobody tells
+                await trio.sleep(0.01)
+            monkeypatch.setattr(Judge, "hear", hear)
+            while not heard:
+                run("true")
+                with socket(AF_INET, SOCK_DGRAM) as sender:
+                    sender.sendto(b"any", (FAR4, 9))
+                await trio.sleep(0.01)
+
+
+@pytest.mark.netns
+async def test_a_removed_tun_is_made_anew_and_ends_nothing(host, config, caplog):
+    async with open_daemon(config) as (report, *_):
+        way = host.way(FAR4)
         run("ip", "link", "delete", NAME)
-        with trio.fail_after(5):
-            while report.status()["state"] != "blocked":  # noqa: ASYNC110 -- nor does rtnetlink
-                await trio.sleep(0.02)
         assert "closed" == host.way(FAR4)
-    assert any("the tun is gone" in record.message for record in caplog.records)
+        with trio.fail_after(5):
+            while host.way(FAR4) != way:  # noqa: ASYNC110 -- nor does rtnetlink
+                await trio.sleep(0.02)
+        assert ("active", 1) == (report.status()["state"], report.counters()["tun_renewals"])
+    assert any("made anew" in record.message for record in caplog.records)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("change", ["add", "delete"])
+async def test_who_is_told_of_ended_connections_is_forgotten_when_the_network_changes(
+    host, config, monkeypatch, change
+):
+    """With the word of a loss already, before a look at what is left; and with a change that takes nothing away."""
+    host.ip(f"address add 192.168.50.3/24 dev {UPLINK}")
+    forgotten: list[float] = []
+    monkeypatch.setattr(HalfOpen, "clear", lambda _: forgotten.append(trio.current_time()))
+    async with open_daemon(config):
+        if change == "delete":
+            monkeypatch.setattr(Network, "_look_again", lambda _: None)
+        number, before = {"add": 4, "delete": 3}[change], len(forgotten)
+        host.ip(f"address {change} 192.168.50.{number}/24 dev {UPLINK}")
+        with trio.fail_after(5):
+            while before == len(forgotten):  # noqa: ASYNC110 -- nor does rtnetlink
+                await trio.sleep(0.02)
 
 
 @pytest.mark.netns
@@ -261,9 +367,9 @@ async def test_sides_that_come_and_go_leave_nothing_behind(host, config, monkeyp
             await settled(report, up=True)
         await trio.testing.wait_all_tasks_blocked(0.02)
 
-        outbound, pump = seen[0]
+        outbound, forwarded, pump, _ = seen[0]
         assert 2 == len(pump._back)  # noqa: SLF001  # uplink, tunnel: what would pile up
-        assert 0 == outbound.expire(0.0)
+        assert 0 == outbound.expire(0.0) + forwarded.expire(0.0)
 
 
 async def settled(report, *, up):

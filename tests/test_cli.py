@@ -3,23 +3,19 @@
 import os
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 import pytest
-import trio
 from click.testing import CliRunner, Result
 
+from tests.control_server import serving_beside
 from tunsplit import __version__
 from tunsplit.cli import base, main, show
-from tunsplit.config import Control
-from tunsplit.tasks import control
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -88,37 +84,15 @@ def invoke(*arguments: str, **environment: str) -> Result:
 
 
 @pytest.fixture
-def config_file(tmp_path) -> str:
-    path = tmp_path / "tunsplit.toml"
-    path.write_text(f"[tunnel]\ninterface = 'wg0'\nfwmark = 1\n[control]\nsocket = '{tmp_path}/c.sock'\n")
-    return str(path)
-
-
-@pytest.fixture
 def daemon(tmp_path, config_file) -> Iterator[str]:
     """A control server, and nothing else of a daemon."""
-    ready, stop = threading.Event(), trio.CancelScope()
-    verbs: dict[str, control.Verb] = {
+    verbs = {
         "status": lambda _: STATUS,
         "flows": lambda _: iter([FLOW, BUSY]),
         "dns": lambda _: iter([QUESTION, CACHED]),
     }
-
-    async def serve() -> None:
-        with stop:
-            async with trio.open_nursery() as nursery:
-                settings = Control(socket=f"{tmp_path}/c.sock", group="absent")
-                await nursery.start(partial(control.serve, settings, verbs))
-                token.append(trio.lowlevel.current_trio_token())
-                ready.set()
-
-    token: list[trio.lowlevel.TrioToken] = []
-    thread = threading.Thread(target=trio.run, args=(serve,))
-    thread.start()
-    ready.wait(10)
-    yield f"{tmp_path}/c.sock"
-    trio.from_thread.run_sync(stop.cancel, trio_token=token[0])
-    thread.join()
+    with serving_beside(f"{tmp_path}/c.sock", verbs=verbs):
+        yield f"{tmp_path}/c.sock"
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_a_host_without_namespaces_is_told_so(healthy, monkeypatch):
 def test_a_capability_for_later_is_a_note(healthy, monkeypatch):
     monkeypatch.setattr(caps, "effective", lambda: frozenset(needed for needed in caps.NEEDED if needed.required))
 
-    assert [Level.OK] * 4 + [Level.NOTE] == [finding.level for finding in check.capabilities()]
+    assert [Level.OK] * 4 + [Level.NOTE] * 2 == [finding.level for finding in check.capabilities()]
 
 
 @pytest.mark.parametrize(("codes", "code"), [([], 0), ([0, 0], 0), ([0, 4], 4), ([4, 3], 3), ([4, 2, 3, 0], 2)])
@@ -170,6 +170,27 @@ def test_a_client_that_is_not_there_is_a_warning():
     assert "[tunnel] client: /nowhere/openvpn does not exist" in lines
 
 
+def test_a_client_that_others_can_replace_is_wrong(tmp_path):
+    program = tmp_path / "openvpn"
+    program.write_bytes(b"\x7fELF")
+    program.chmod(0o777)
+    (finding,) = about(LEAST + f"client = ['{program}']")
+
+    assert (Level.WRONG, 2) == (finding.level, finding.exit_code)
+    assert f"[tunnel] client: {program} is not root's alone: " in finding.text
+
+
+def test_a_client_that_is_a_script_is_a_warning(tmp_path, monkeypatch):
+    """Whoever runs this test: the file counts as root's."""
+    monkeypatch.setattr("tunsplit.check.why_not_roots", lambda _: None)
+    script = tmp_path / "wg-quick"
+    script.write_text("#!/bin/bash\n")
+    (finding,) = about(LEAST + f"client = ['{script}']")
+
+    assert Level.WARNING is finding.level
+    assert "is a script, and what runs is its interpreter" in finding.text
+
+
 def test_an_unknown_user_of_the_transport_is_wrong():
     (finding,) = about(LEAST + "transport_user = 'tsnobody'")
 
@@ -210,10 +231,10 @@ def test_a_named_uplink_that_is_absent_is_a_warning():
 
 
 def test_what_has_no_effect_yet_is_a_note():
-    (finding,) = about(LEAST + "[split]\nforwarded = 'uplink'")
+    (finding,) = about(LEAST + "[split]\nkernel = 'uplink'")
 
     assert Level.NOTE == finding.level
-    assert finding.text.startswith("[split] forwarded is accepted but has no effect yet")
+    assert finding.text.startswith("[split] kernel is accepted but has no effect yet")
 
 
 def test_a_wrong_configuration_is_told_line_by_line():

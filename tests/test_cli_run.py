@@ -23,13 +23,6 @@ def invoke(*arguments: str, **environment: str) -> Result:
 
 
 @pytest.fixture
-def config_file(tmp_path) -> str:
-    path = tmp_path / "tunsplit.toml"
-    path.write_text(f"[tunnel]\ninterface = 'wg0'\nfwmark = 1\n[control]\nsocket = '{tmp_path}/c.sock'\n")
-    return str(path)
-
-
-@pytest.fixture
 def started(monkeypatch) -> list[tuple[object, str]]:
     """What `tunsplit.app.run` was called with, in a host where nothing is missing."""
     calls: list[tuple[object, str]] = []

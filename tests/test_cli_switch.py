@@ -301,11 +301,17 @@ def test_processes_are_shown_with_their_reasons(invoke, switching):
 def test_a_process_is_excluded_by_hand(invoke, switching):
     pid = os.getpid()
 
-    assert f"process {pid} is excluded\n" == invoke("pid", "add", str(pid)).stdout
+    added = invoke("pid", "add", str(pid))
+    assert ("", f"process {pid} is excluded\n") == (added.stderr, added.stdout)
     assert [pid] == list(switching.by_hand)
     assert f"process {pid} is no longer listed by hand\n" == invoke("pid", "remove", str(pid)).stdout
     assert f"process {pid} is not listed by hand\n" == invoke("pid", "remove", str(pid)).stdout
     assert "no longer listed by hand: 0\n" == invoke("pid", "clear").stdout
+
+    switching.below[pid] = 9
+    added = invoke("pid", "add", str(pid))
+    warning = f"tunsplit: warning: 9 of 10 processes descend from process {pid}, and are excluded with it\n"
+    assert (0, warning, f"process {pid} is excluded\n") == (added.exit_code, added.stderr, added.stdout)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ MESSAGES = [
     ),
     (
         LEAST + "[split]\nmod = 1",
-        't.toml: [split] mod: found an unknown key, expected enabled, mode, unattributed, ambiguous, forwarded, kernel, protocols or hold; did you mean "mode"?',
+        't.toml: [split] mod: found an unknown key, expected enabled, mode, unattributed, ambiguous, forwarded, guests, kernel, protocols or hold; did you mean "mode"?',
     ),
     (
         LEAST + "[fire_wall]",

@@ -18,22 +18,13 @@ def test_every_key_of_a_rule_works():
     assert [] == unsupported(parse(f"[tunnel]\ninterface = 'w'\nfwmark = 1\n[[app]]\n{keys}"))
 
 
-def test_what_becomes_of_forwarded_packets_is_said_unless_it_was_asked_for():
-    asked = "[tunnel]\ninterface = 'w'\nfwmark = 1\n[split]\nforwarded = "
-
-    assert ["[split] forwarded is accepted but has no effect yet: forwarded packets are refused"] == unsupported(
-        parse(asked + "'uplink'")
-    )
-    assert [] == unsupported(parse(asked + "'block'"))
-
-
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _) in KEYS.items() for value in good])
 def test_each_key_either_works_or_is_named_when_it_is_not_at_its_default(key, value):
     section, name = key.split()
     config = parse(document(key, value))
     table = config.apps[0] if section == "app" else getattr(config, section)
     field = next(field for field in msgspec.structs.fields(table) if field.name == name)
-    default = getattr(table, name) == field.default or (key, value) == ("split forwarded", "'block'")
+    default = getattr(table, name) == field.default
 
     named = any(f"] {name} " in line or f"#1 {name} " in line for line in unsupported(config))
 

@@ -29,6 +29,7 @@ VERDICTS = (["'tunnel'", "'uplink'", "'block'"], ["'Block'", "''", "'drop'", "tr
 
 KEYS = {
     "tun name": INTERFACES,
+    "tun forwarded": INTERFACES,
     "tun address": (
         ["'auto'", "[]", "['10.128.0.1/32']", "['10.128.0.1', 'fd00::1/64']"],
         [
@@ -71,7 +72,15 @@ KEYS = {
     "tunnel transport_user": USERS,
     "tunnel client": (
         ["[]", "['/usr/sbin/openvpn']", "['openvpn@work.service', 'vpn.slice', 'a.scope']"],
-        ["'/usr/sbin/openvpn'", "['openvpn']", "['./openvpn']", "['/usr/../x']", "['a.target']", "[1]"],
+        [
+            "'/usr/sbin/openvpn'",
+            "['openvpn']",
+            "['/opt/vpn/*']",
+            "['./openvpn']",
+            "['/usr/../x']",
+            "['a.target']",
+            "[1]",
+        ],
     ),
     "uplink interface": (["'auto'", *INTERFACES[0]], INTERFACES[1]),
     "split enabled": FLAGS,
@@ -79,6 +88,10 @@ KEYS = {
     "split unattributed": VERDICTS,
     "split ambiguous": VERDICTS,
     "split forwarded": VERDICTS,
+    "split guests": (
+        ["'auto'", "[]", "['docker0', 'br-*', 've-?']"],
+        ["'docker0'", "['']", "['sixteen-letters-']", "['a b']", "['a\"b']", "[1]"],
+    ),
     "split kernel": VERDICTS,
     "split protocols": (
         ["[]", "['gre', 'esp', 132]", "[254]"],

@@ -1,5 +1,6 @@
 import configparser
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -43,15 +44,36 @@ def test_the_wireguard_sample_shows_every_key():
     }
 
 
-def unit_of_service() -> configparser.SectionProxy:
+def service_of(name: str) -> configparser.SectionProxy:
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's keys have capitals
-    unit.read_string(sample("tunsplit.service"))
+    unit.read_string(sample(name))
     return unit["Service"]
 
 
+def confined(name: str) -> list[str]:
+    """The command that runs another with the capabilities of a unit."""
+    granted = service_of(name)["CapabilityBoundingSet"].lower().replace("cap_", "+").split()
+    bounds = ",".join(["-all", *granted])
+    return ["setpriv", "--no-new-privs", f"--bounding-set={bounds}", f"--inh-caps={bounds}"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_systemd_understands_the_units(tmp_path, broken):
+    for name in ("tunsplit.service", "tunsplit-block.service"):
+        text = sample(name).replace("=tunsplit ", f"={sys.executable} -m tunsplit ")  # it wants a program that is there
+        (tmp_path / name).write_text(text.replace("WatchdogSec=", "Watchdog=") if broken else text)
+    units = [str(path) for path in tmp_path.iterdir()]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
+    )
+
+    assert broken is bool(done.stderr), done.stderr
+    assert broken is ("Unknown key" in done.stderr)
+
+
 def test_the_unit_stays_closed_after_a_crash_and_sees_every_process():
-    service = unit_of_service()
+    service = service_of("tunsplit.service")
 
     assert "tunsplit run --on-stop block" == service["ExecStart"]
     assert "notify" == service["Type"]
@@ -64,14 +86,12 @@ def test_the_unit_stays_closed_after_a_crash_and_sees_every_process():
 
 @pytest.mark.netns
 async def test_the_daemon_splits_with_no_more_than_the_unit_grants(lab, tmp_path):
-    granted = unit_of_service()["CapabilityBoundingSet"].lower().replace("cap_", "+").split()
-    bounds = ",".join(["-all", *granted])
     file = tmp_path / "tunsplit.toml"
     file.write_text(lab.config(excluded=["/usr/bin/curl"]))
-    confined = ["setpriv", "--no-new-privs", f"--bounding-set={bounds}", f"--inh-caps={bounds}"]
     curl = ["curl", "--silent", "--show-error", "--max-time", "10", "http://198.51.100.1/"]
 
-    async with lab.host.start([*confined, sys.executable, "-m", "tunsplit", "run", "-c", str(file)]) as daemon:
+    command = [*confined("tunsplit.service"), sys.executable, "-m", "tunsplit", "run", "-c", str(file)]
+    async with lab.host.start(command) as daemon:
         await daemon.wait_written("ready\n")
         answer = await lab.host.run(curl)
         await lab.uplink.settle()
@@ -80,3 +100,18 @@ async def test_the_daemon_splits_with_no_more_than_the_unit_grants(lab, tmp_path
     assert "192.168.50.2" == answer.stdout.strip()
     assert [] != lab.uplink.seen(destination="198.51.100.1")
     assert [] == lab.tunnel.seen(destination="198.51.100.1")
+
+
+@pytest.mark.netns
+async def test_the_way_can_be_closed_with_no_more_than_the_unit_grants(lab, tmp_path):
+    file = tmp_path / "tunsplit.toml"
+    file.write_text(lab.config(excluded=["/usr/bin/curl"]))
+    curl = ["curl", "--silent", "--show-error", "--max-time", "10", "http://198.51.100.1/"]
+    before = await lab.host.run(curl, check=False)
+
+    tunsplit = [sys.executable, "-m", "tunsplit"]
+    await lab.host.run([*confined("tunsplit-block.service"), *tunsplit, "block", "-c", str(file)])
+    after = await lab.host.run(curl, check=False)
+    await lab.host.run([*tunsplit, "undo"])
+
+    assert [0, 7] == [before.returncode, after.returncode]

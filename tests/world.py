@@ -9,9 +9,10 @@ import pytest
 from tests.craft import ICMP, ICMPV6, UDP, address, ends
 from tunsplit.engine.direction import Direction
 from tunsplit.engine.flow import Flow
-from tunsplit.engine.nat import PORT_POOLS, Nat, Way
+from tunsplit.engine.nat import PORT_POOLS, Nat
 from tunsplit.engine.ports import PortPool
-from tunsplit.engine.slowpath import Ready, SlowPath, Unknown, flow_key
+from tunsplit.engine.rewrites import Way
+from tunsplit.engine.slowpath import Ready, SlowPath, TooBig, Unknown, flow_key
 from tunsplit.errors import MalformedPacket
 from tunsplit.wire import vnet
 from tunsplit.wire.ip import parse_untrusted
@@ -112,10 +113,16 @@ class World:
         """The same for a packet that comes in on a device."""
         return _packets(self.inbound(device).translate_untrusted(header, packet, self.now))
 
+    def told_too_big(self, packet: bytes, device: Device = UPLINK) -> list[TooBig | None]:
+        """What a packet that comes in tells of its path's MTU."""
+        outcome = self.inbound(device).translate_untrusted(vnet.NONE, packet, self.now)
+        assert isinstance(outcome, list)
+        return [ready.too_big for ready in outcome]
+
     def later(self, seconds: float) -> int:
         """Time passes, and what was idle for too long ends; how many flows."""
         self.now += seconds
-        return self.nat.expire(self.now)
+        return sum(self.nat.expire(self.now))
 
 
 def _packets(outcome: list[Ready] | Unknown) -> list[bytes] | Unknown:

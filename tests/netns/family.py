@@ -4,14 +4,14 @@ import ast
 import contextlib
 import itertools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.netns.stage import AGENT, NAMES, App, until
 
-# In the app. What a child is asked goes down its stdin, and its answer comes up its stdout (tests/netns/agent.py).
+# In the app. What a child is asked goes down its stdin, and its answer comes up its stdout (tunsplit/lab/agent.py).
 RELAY = """
 import json
 children = {}
@@ -84,22 +84,29 @@ class Child:
 _names = itertools.count()
 
 
-async def bear(parent: "App | Child", words: list[str]) -> Child:
-    """Start a child of an app; its command is to end in an agent's, see `agent`."""
+async def bear(parent: "App | Child", words: list[str], descriptors: Sequence[int] = ()) -> Child:
+    """Start a child of an app; its command is to end in an agent's, see `agent`. It inherits these descriptors."""
     name = f"child {next(_names)}"
     if not await parent("'children' in globals()"):
         await parent(RELAY)
-    return Child(parent, name, await parent("bear(name, words)", name=name, words=words))
+    pid = await parent("bear(name, words, pass_fds=descriptors)", name=name, words=words, descriptors=[*descriptors])
+    return Child(parent, name, pid)
 
 
 async def bear_daemon(
-    parent: "App | Child", between: Path, program: Path, *, wait_known: Callable[[int], Awaitable[Any]] | None = None
+    parent: "App | Child",
+    between: Path,
+    program: Path,
+    descriptors: Sequence[int] = (),
+    *,
+    wait_known: Callable[[int], Awaitable[Any]] | None = None,
 ) -> Child:
     """Start a daemon: a process of `between` forks twice and exits; what is left becomes `program`.
 
+    `descriptors`: what it inherits of the parent.
     `wait_known`: waits until somebody has looked at a process; who is gone before that is of no known program.
     """
-    child = await bear(parent, agent(between))
+    child = await bear(parent, agent(between), descriptors)
     assert child.pid == await child("os.getpid()")
     if wait_known is not None:
         await wait_known(child.pid)

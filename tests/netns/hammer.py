@@ -8,6 +8,7 @@ import dpkt
 
 from tests.netns.stage import SERVER, until
 from tunsplit.lab.observer import Observer
+from tunsplit.lab.record import KEPT
 
 Tell = Callable[[str], Awaitable[Any]]  # an app, or its child
 
@@ -23,7 +24,7 @@ def hammer(word, own, target=None):
                 said[0] += 1
                 text = f'{word} {said[0]:08}.'.encode()
                 own.send(text) if target is None else own.sendto(text, target)
-                time.sleep(0.002)
+                time.sleep(0.005)
         except OSError as error:
             ended[word] = error.errno
     threading.Thread(target=run, daemon=True).start()
@@ -49,6 +50,8 @@ async def is_seen(observer: Observer, words: Iterable[str] = CONNECTED) -> bool:
 def numbers(observer: Observer, word: str) -> list[int]:
     """The numbers that were seen on their way out, after this word."""
     frames = observer.seen(payload=word.encode())
+    counts = observer.flows()
+    assert all(counts[flow] <= KEPT for flow in {frame.flow for frame in frames}), "what came later was not kept"
     return [
         int(number)
         for frame in frames

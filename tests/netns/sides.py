@@ -21,7 +21,8 @@ async def is_on(stage: Stage, app: Callable[[str], Awaitable[Any]], side: str, *
             seen_as = await app(f"ask('{protocol}', SERVER{version})")
             assert str(SEEN_AS[side][version]) == seen_as
         seen = await stage.where(destination=SERVER[version])
-        assert seen == {side} if clear else seen >= {side}
+        frames = {one.name: one.seen(destination=SERVER[version]) for one in (stage.lab.uplink, stage.lab.tunnel)}
+        assert seen == {side} if clear else seen >= {side}, f"v{version} to {side}: {frames}"
     return True
 
 

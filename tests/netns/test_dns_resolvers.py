@@ -78,6 +78,11 @@ async def test_a_slow_resolver_is_waited_for(lab, version):
         assert {"tunnel"} == await stage.where(destination=slow.address, port=53)
 
 
+@pytest.mark.attack(
+    "forged answers to questions for names",
+    "a client that checks less believes them",
+    "port, identifier, question are checked",
+)
 @pytest.mark.parametrize("version", [4, 6])
 async def test_a_lying_resolver_is_not_believed_until_it_tells_the_truth(lab, version):
     """A wrong port, a wrong ID, another question, half an answer: listening goes on."""

@@ -1,6 +1,8 @@
 """Every interface but loopback and the tun is closed unless it is opened by name (L26, L31, L36)."""
 
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -123,6 +125,7 @@ async def hurry(lab, app):
         plug(lab)
 
 
+@pytest.mark.attack("an app waits for an interface to appear", "it sends by it at once", "closed from its first moment")
 async def test_an_interface_that_appears_is_closed_from_its_first_moment(lab):
     """L26: an app that waits for it sends nothing, from before its first address on."""
     async with open_third(lab, plugged=False) as third, open_stage(lab) as stage, stage.app(stage.included) as app:
@@ -163,6 +166,7 @@ async def test_what_comes_in_by_a_third_interface_reaches_no_app(stage, third, i
         assert b"by the third" == await included("server.recv(100)")
 
 
+@pytest.mark.attack("ARP asks for the tunnel's address", "answered", "not answered")
 async def test_nobody_there_learns_the_tunnels_and_the_tuns_address(lab, third):
     """L19: by ARP. The controls are the tunnel's address without tunsplit, and the interface's own with it."""
     lab.router.ip("address add 10.0.0.1/8 dev lan1")
@@ -219,6 +223,7 @@ async def test_with_the_firewall_switched_off_routing_closes_the_way(lab, way):
         if way == "killed":
             await daemon.kill()
         else:
+            os.kill(daemon.pid, signal.SIGSTOP)  # it would make it anew
             lab.host.ip(f"link delete {TUN}")
         lab.uplink.clear()
         lab.tunnel.clear()
@@ -231,6 +236,7 @@ async def test_with_the_firewall_switched_off_routing_closes_the_way(lab, way):
         if way == "killed":
             await daemon.command("undo")
         else:
+            os.kill(daemon.pid, signal.SIGCONT)
             await daemon.terminate()
         assert str(HOST[4]) == await app("ask('tcp', SERVER4)")  # the control
         assert {"uplink"} == await where(lab, destination=SERVER[4])

@@ -7,11 +7,12 @@ from tests.netns.stage import SERVER, until
 pytestmark = pytest.mark.netns
 
 MANY = 20
-# The first thing that a new process does.
+# The first thing that a new process does. Of forty ports which the kernel chooses, two are at times the same.
 SEND = """
 import socket, sys
-socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM).sendto(
-    sys.argv[2].encode(), (sys.argv[1], 7))
+own = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+own.bind(('', int(sys.argv[3])))
+own.sendto(sys.argv[2].encode(), (sys.argv[1], 7))
 """
 # The same, with an answer to wait for.
 ASK = """
@@ -30,9 +31,9 @@ async def test_new_processes_that_send_and_end_at_once_are_never_on_the_wrong_si
     script = stage.lab.directory / "all-at-once"
     script.write_text(
         "".join(
-            f"{program} -I -S {client} {SERVER[version]} 'i am {program.name} {number:02}' &\n"
+            f"{program} -I -S {client} {SERVER[version]} 'i am {program.name} {number:02}' {first_port + number} &\n"
             for number in range(MANY)
-            for program in (stage.excluded, stage.included)
+            for program, first_port in ((stage.excluded, 20000), (stage.included, 21000))
         )
         + "wait\n"
     )

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tests.netns.sides import is_on
-from tests.netns.stage import HOST, REFUSED, RELAY, ROUTER, SERVER, complaints, open_stage, start_app, until, where
+from tests.netns.stage import HOST, REFUSED, RELAY, SERVER, complaints, open_stage, start_app, until, where
 from tunsplit.errors import KernelError
 from tunsplit.lab import open_lab
 
@@ -198,29 +198,6 @@ async def test_an_uplink_that_goes_down_and_comes_back(lab, stage, excluded, inc
 
     assert (str(HOST[4]), str(HOST[6])) == await until(works, "the uplink works again")
     assert "tunnel" not in await stage.where(address=SERVER[4])
-
-
-@BOTH
-async def test_a_new_address_of_the_uplink_is_used(lab, stage, excluded, version):
-    """L16, L37: flows with the old address end; new ones carry the new one."""
-    await excluded(f"old = tcp(SERVER{version}); read_line(old)")
-    old, new = {4: ("192.168.50.2/24", "192.168.50.3"), 6: ("2001:db8:50::2/64", "2001:db8:50::3")}[version]
-    length = old.partition("/")[2]
-    lab.host.ip(
-        f"address delete {old} dev eth0\naddress add {new}/{length} dev eth0\n"
-        f"route replace default via {ROUTER[version]} dev eth0\n"
-    )
-    stage.clear()
-
-    async def works():
-        try:
-            return new == await excluded(f"ask('tcp', SERVER{version})")
-        except OSError:
-            return False
-
-    assert await until(works, "the new address is used")
-    await excluded("old.setblocking(False)\nwith contextlib.suppress(OSError): old.sendall(b'too late')")
-    assert set() == await stage.where(payload=b"too late")
 
 
 async def test_no_default_route_at_the_start_is_no_error(lab):

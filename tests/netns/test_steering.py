@@ -50,6 +50,7 @@ async def test_the_address_that_an_app_binds_does_not_move_it(stage, app, name, 
 ON_LINK = {4: "192.168.50.77", 6: "2001:db8:50::77"}
 
 
+@pytest.mark.attack("a socket bound to a side's device", "asks and sends there", "refused, before ARP")
 @NAMES
 @BOTH
 @pytest.mark.parametrize("device", ["eth0", "wg0"])
@@ -101,6 +102,7 @@ async def send_named(app, option, version, to, device):
     )  # fmt: skip
 
 
+@pytest.mark.attack("a datagram that names a side's device", "leaves there", "leaves on its app's side")
 @NAMES
 @OPTIONS
 @pytest.mark.parametrize("device", ["eth0", "wg0"])
@@ -165,29 +167,6 @@ async def test_a_host_without_ipv6_is_split_all_the_same(stage, excluded):
     with pytest.raises(OSError):  # noqa: PT011 - the kernel's word for "no such family here"
         await excluded("tcp(SERVER6)")
     assert "" == (await stage.lab.host.run(["ip", "-6", "address"])).stdout
-
-
-@pytest.mark.lab(tunnel=(4,))
-async def test_a_family_that_the_tunnel_lacks_is_refused_to_included_apps(stage, excluded, included):
-    """L8, row 3."""
-    assert str(HOST[6]) == await excluded("ask('tcp', SERVER6)")
-    assert {"uplink"} == await stage.where(address=SERVER[6])
-    stage.clear()
-    with pytest.raises(OSError, match=REFUSED):
-        await included("tcp(SERVER6)")
-    assert str(RELAY[4]) == await included("ask('tcp', SERVER4)")
-    assert set() == await stage.where(address=SERVER[6])
-
-
-@pytest.mark.lab(uplink=(4,))
-async def test_a_family_that_the_uplink_lacks_is_refused_to_excluded_apps(stage, excluded, included):
-    """L8, row 4: never the tunnel."""
-    with pytest.raises(OSError, match=REFUSED):
-        await excluded("tcp(SERVER6)")
-    assert set() == await stage.where(address=SERVER[6])
-    assert str(HOST[4]) == await excluded("ask('tcp', SERVER4)")
-    assert str(RELAY[6]) == await included("ask('tcp', SERVER6)")
-    assert {"tunnel"} == await stage.where(address=SERVER[6])
 
 
 async def test_others_rules_routes_and_tables_stay_and_change_nothing(lab):

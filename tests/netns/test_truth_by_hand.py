@@ -1,6 +1,7 @@
 """What is said about processes at run time (L1, L5, L18): pid, exec, off and on; as root and as an ordinary user."""
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from tests.netns import hammer
 from tests.netns.family import agent, bear
 from tests.netns.sides import SEEN_AS, is_on, listed
 from tests.netns.stage import HOST, RELAY, SERVER, App, open_stage, until
+from tunsplit.kernel.procpid import parse_stat
 from tunsplit.lab.daemon import COMMAND, make_environment
 
 pytestmark = pytest.mark.netns
@@ -46,6 +48,13 @@ async def executed(stage, *words, program):
         yield App(running)
 
 
+def eldest(pid):
+    """The first ancestor that there is."""
+    while above := parse_stat(Path(f"/proc/{pid}/stat").read_bytes()).parent:
+        pid = above
+    return pid
+
+
 async def test_a_process_is_excluded_by_hand_and_given_back(stage, included):
     """L2, L3, L5: with a child of another program, and connections that end with each change."""
     child = await bear(included, agent(stage.lab.copy_program("python", "child")))
@@ -56,7 +65,7 @@ async def test_a_process_is_excluded_by_hand_and_given_back(stage, included):
             for app in (included, child):
                 await app("own = [tcp(SERVER4), udp(SERVER6)]; own[0].send(b'?'); own[1].send(b'?')")
                 await app("[one.recv(100) for one in own]")
-            await stage.daemon.command("pid", verb, str(included.pid))
+            assert "" == (await stage.daemon.command("pid", verb, str(included.pid))).stderr
             for app in (included, child):
                 for number in (0, 1):
                     with pytest.raises(OSError, match=r"abort|reset|Broken|Destination address"):
@@ -68,6 +77,12 @@ async def test_a_process_is_excluded_by_hand_and_given_back(stage, included):
                 assert line.endswith("by hand")
                 assert childs.endswith(f"inherited from {included.pid} ({stage.included})")
         assert [] == await listed(stage, included.pid)
+
+        # Whom everybody descends from: an init; in a container its first process.
+        first = eldest(included.pid)
+        added = await stage.daemon.command("pid", "add", str(first))
+        assert re.match(rf"tunsplit: warning: \d+ of \d+ processes descend from process {first},", added.stderr)
+        assert await is_on(stage, bystander, "uplink")
 
 
 async def test_what_was_said_by_hand_is_one_of_two_reasons(stage, included):

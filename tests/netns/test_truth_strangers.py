@@ -1,5 +1,6 @@
 """Processes that are not what they look like, and those that nobody saw: never guessed (L21, L29)."""
 
+import contextlib
 import os
 import signal
 
@@ -86,6 +87,7 @@ async def test_after_lost_events_only_what_is_known_is_judged(stage, excluded, i
     for app, side in ((excluded, "uplink"), (included, "tunnel")):
         assert await is_on(stage, app, side, clear=False)
         await app("own = udp(SERVER4); own.send(b'?'); own.recv(100); stream = tcp(SERVER6); line = read_line(stream)")
+    await included("left = [udp(SERVER4), udp(SERVER6)]\nfor one in left: one.send(b'?'); one.recv(100)")
     os.kill(stage.daemon.pid, signal.SIGSTOP)
     try:
         await stage.lab.host.run([stage.lab.copy_program("python", "storm"), "-I", "-S", "-c", STORM])
@@ -95,6 +97,10 @@ async def test_after_lost_events_only_what_is_known_is_judged(stage, excluded, i
             await app("fresh = udp(SERVER6); fresh.send(told.encode())", told=f"{name} anew")
         for child, name in zip(children, ("excluded", "included"), strict=True):
             await child("own = udp(SERVER4); own.send(told.encode())", told=f"{name} child")
+        numbers = await included("[one.fileno() for one in left]")
+        heir = await bear(included, agent(stage.excluded), numbers)
+        await heir("left = [socket.socket(fileno=number) for number in numbers]", numbers=numbers)
+        await heir("for one in left: one.send(b'an heir')")
     finally:
         os.kill(stage.daemon.pid, signal.SIGCONT)
 
@@ -102,6 +108,10 @@ async def test_after_lost_events_only_what_is_known_is_judged(stage, excluded, i
         assert name.encode() == await app("stream.send(name.encode()) and read_exactly(stream, 8)", name=name)
         assert f"{name} waited".encode() == await app("own.recv(100).split(b'\\n')[1]")
     assert 1 <= await stage.counter("process_events_overrun")
+    # Its exec was lost as well, and the flows that it has inherited were open.
+    with contextlib.suppress(OSError):
+        await heir("for one in left: one.send(b'an heir')")
+    assert set() == await stage.where(payload=b"an heir")
     # Born unseen of one that is listed, it is listed; of another, there may be somebody between who was.
     assert await is_on(stage, children[0], "uplink", clear=False)
     assert await is_nowhere(stage, children[1])

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from tests.netns import hammer
-from tests.netns.stage import HOST, REFUSED, RELAY, SERVER, until
+from tests.netns.stage import HOST, REFUSED, RELAY, SERVER, start_app, until
 
 pytestmark = pytest.mark.netns
 
@@ -44,6 +44,78 @@ async def test_a_switched_app_ends_on_its_old_side_and_opens_on_the_new_one(stag
     for version in (4, 6):
         assert 1 <= hammer.resets(before, version)  # its peer heard of it where it knew the app
         assert 0 == hammer.resets(after, version)
+
+
+TAKE = """
+import threading
+ended, taken = {}, {}
+def take(version):
+    family = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
+    listener = socket.create_server(("", 7070), family=family)
+    def serve(own):
+        who = own.recv(1)
+        taken[version, who] = 0
+        try:
+            while octets := own.recv(65536):
+                taken[version, who] += len(octets)
+            ended[version, who] = 0
+        except OSError as error:
+            ended[version, who] = error.errno
+    def accept():
+        while True:
+            own, _ = listener.accept()
+            own.settimeout(None)
+            threading.Thread(target=serve, args=(own,), daemon=True).start()
+    threading.Thread(target=accept, daemon=True).start()
+for version in (4, 6): take(version)
+"""
+POUR = """
+import threading
+def pour(own):
+    own.settimeout(None)
+    with contextlib.suppress(OSError):
+        while True: own.sendall(bytes(65536))
+for own in open_to: threading.Thread(target=pour, args=(own,), daemon=True).start()
+"""
+
+
+@SWITCHES
+async def test_a_server_hears_of_a_connection_that_a_switch_ends(stage, program, verb, old, new):
+    """L2, L3: also if it does not believe the first RST (RFC 5961 §3.2); a bystander goes on."""
+    path = getattr(stage, program)
+    async with (
+        start_app(stage.lab.internet, stage.included) as server,
+        stage.app(path) as app,
+        stage.app(stage.lab.copy_program("python", "other")) as other,
+    ):
+        await server(TAKE)
+        # All are open before the first stream leaves little time for a look at who opens another.
+        for number, one in enumerate((app, other)):
+            await one("open_to = [tcp(server, 7070) for server in (SERVER4, SERVER6)]")
+            await one("for own in open_to: own.sendall(b'%d' % number)", number=number)
+        for one in (app, other):
+            await one(POUR)
+
+        async def all_pour():
+            taken = await server("taken")
+            return 4 == len(taken) and all(taken.values()) and taken
+
+        await until(all_pour, "all four connections are under way")
+        await stage.daemon.command("app", verb, str(path))
+        before = await server("taken")
+
+        async def has_ended():
+            return 2 == len(await server("ended"))
+
+        await until(has_ended, "the server has heard of both ends")
+        assert {(version, b"0"): errno.ECONNRESET for version in (4, 6)} == await server("ended")
+
+        async def goes_on():
+            taken = await server("taken")
+            return all(taken[version, b"1"] > before[version, b"1"] for version in (4, 6))
+
+        await until(goes_on, "who was not switched goes on")
+        assert 2 == len(await server("ended"))
 
 
 @SWITCHES
