@@ -1,7 +1,10 @@
-"""How many connections a second (connect, a byte each way, close) does an excluded app make, one after the other?
+"""How many connections a second (connect, a byte each way, close) does an excluded app make?
 
-Prints connections a second, direct, through tunsplit and through the nearest peer in the same run, idle and beside
-PROCESSES programs that hold SOCKETS sockets each, which attribution has to tell from the one that asks.
+Prints connections a second, direct, through tunsplit and through the nearest peer in the same run: by one client, one
+after the other, and by CLIENTS at once; idle, and beside PROCESSES programs that hold SOCKETS sockets each, which
+attribution has to tell from the one that asks. One client waits for each packet in turn, so its rate is that of
+processors that wake up; many keep them awake, and their rate is what the way carries. And the daemon's own CPU time for
+one connection, which says more while others keep the machine busy.
 Needs root, and for the peer a package index: python -m bench.connections [SECONDS]
 """
 
@@ -12,35 +15,49 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.link import SERVER, Link, open_link
+from bench.link import SERVER, Link, cpu_us, open_link
 from bench.peer import install_peer, run_peer
 from tunsplit.lab.copies import copy_program
 
 PROCESSES, SOCKETS = 300, 40
+CLIENTS = 8
 GOAL_IDLE, GOAL_BUSY = 2000, 1500
 PORT = 7000
 
+# As many servers as clients, or one that has connected and waits for its turn to speak would keep the others waiting.
 SERVE = f"""
-import socket
+import os, signal, socket
+os.setpgrp()
+signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
 listener = socket.create_server(("{SERVER[4]}", {PORT}), backlog=1024)
 print("listening", flush=True)
+for _ in range({CLIENTS} - 1):
+    if not os.fork():
+        break
 while True:
     connection, _ = listener.accept()
     with connection:
         connection.sendall(connection.recv(1))
 """
 
+# From the moment that it is known: what a process costs that is not, `bench.first_packet` measures.
 CONNECT = f"""
 import socket, sys, time
 seconds, count, failed, slowest = float(sys.argv[1]), 0, 0, 0.0
-began = now = time.perf_counter()
-while now - began < seconds:
+def connect():
     try:
         with socket.create_connection(("{SERVER[4]}", {PORT}), 5) as connection:
             connection.sendall(b"?")
-            done = connection.recv(1) == b"?"
+            return connection.recv(1) == b"?"
     except OSError:
-        done = False
+        return False
+while not connect():
+    pass
+print("ready", flush=True)
+input()
+began = now = time.perf_counter()
+while now - began < seconds:
+    done = connect()
     before, now = now, time.perf_counter()
     count, failed = count + done, failed + (not done)
     slowest = max(slowest, now - before)
@@ -58,22 +75,39 @@ time.sleep(3600)
 
 
 class Rate(NamedTuple):
-    """What a client came to."""
+    """What clients came to together, and the CPU time of whoever carries it, for one connection."""
 
     per_second: float
     slowest_ms: float
     failed: int
+    cpu_us: float
 
     def __str__(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
         return f"{self.per_second:7,.0f}/s (slowest {self.slowest_ms:.0f} ms{failed})"
 
 
-def measure(link: Link, client: str, seconds: float) -> Rate:
-    """Connect again and again."""
-    argv = link.host.command([client, "-c", CONNECT, str(seconds)])
-    rate, slowest, failed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
-    return Rate(float(rate), float(slowest), int(failed))
+def measure(link: Link, client: str, seconds: float, clients: int, carrier: int | None = None) -> Rate:
+    """Connect again and again, with so many clients at once; `carrier` is the pid of the way's own process."""
+    argv = [client, "-c", CONNECT, str(seconds)]
+    with ExitStack() as stack:
+        pipe = subprocess.PIPE
+        programs = [
+            stack.enter_context(link.background(link.host, argv, stdin=pipe, stdout=pipe)) for _ in range(clients)
+        ]
+        for program in programs:
+            assert program.stdout is not None
+            program.stdout.readline()
+        spent = 0.0 if carrier is None else -cpu_us(carrier)
+        for program in programs:
+            assert program.stdin is not None
+            program.stdin.write("\n")
+            program.stdin.flush()
+        results = [program.communicate()[0].split() for program in programs]
+        spent += 0.0 if carrier is None else cpu_us(carrier)
+    per_second = sum(float(rate) for rate, _, _ in results)
+    slowest, failed = max(float(one) for _, one, _ in results), sum(int(one) for _, _, one in results)
+    return Rate(per_second, slowest, failed, spent / (per_second * seconds))
 
 
 @contextmanager
@@ -100,21 +134,25 @@ def main() -> None:
         assert server.stdout is not None
         server.stdout.readline()
         peer = install_peer(link)
-        compare("idle", link, client, peer, seconds, GOAL_IDLE)
+        for clients in (1, CLIENTS):
+            compare(f"idle, {clients} at once", link, client, clients, peer, seconds, GOAL_IDLE)
         with neighbours(link):
-            compare(f"{PROCESSES} x {SOCKETS}", link, client, peer, seconds, GOAL_BUSY)
+            for clients in (1, CLIENTS):
+                name = f"{PROCESSES} x {SOCKETS}, {clients} at once"
+                compare(name, link, client, clients, peer, seconds, GOAL_BUSY)
 
 
-def compare(name: str, link: Link, client: str, peer: Path | None, seconds: float, goal: int) -> None:
+def compare(name: str, link: Link, client: str, clients: int, peer: Path | None, seconds: float, goal: int) -> None:
     """Measure and print one row."""
-    direct = measure(link, client, seconds)
-    with link.tunsplit():
-        ours = measure(link, client, seconds)
-    row = f"{name:9}  direct {direct}  tunsplit {ours}  ratio {ours.per_second / direct.per_second:.2f}"
+    direct = measure(link, client, seconds, clients)
+    with link.tunsplit() as daemon:
+        ours = measure(link, client, seconds, clients, daemon)
+    ratio = ours.per_second / direct.per_second
+    row = f"{name:20}  direct {direct}  tunsplit {ours}  ratio {ratio:.2f}  CPU {ours.cpu_us:.0f} µs"
     if peer is not None:
-        with run_peer(link, peer, client):
-            theirs = measure(link, client, seconds)
-        row += f"  mihomo {theirs}"
+        with run_peer(link, peer, client) as carrier:
+            theirs = measure(link, client, seconds, clients, carrier)
+        row += f"  mihomo {theirs}  CPU {theirs.cpu_us:.0f} µs"
     print(f"{row}  (goal {goal:,}/s)", flush=True)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.connections import PROCESSES, SOCKETS, neighbours
-from bench.link import SERVER, Link, open_link
+from bench.link import SERVER, Link, cpu_us, open_link
 from tunsplit.lab.copies import copy_program
 
 T = TypeVar("T")
@@ -69,11 +69,6 @@ def spent(pid: int, work: Callable[[], T]) -> tuple[T, float, float]:
     before, began = cpu_us(pid), time.perf_counter()
     done = work()
     return done, cpu_us(pid) - before, (time.perf_counter() - began) * 1e6
-
-
-def cpu_us(pid: int) -> float:
-    """The CPU time of a process so far (Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat)."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1000
 
 
 def compare(name: str, link: Link, client: str, flows: int) -> None:

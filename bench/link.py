@@ -88,6 +88,11 @@ def open_link() -> Iterator[Link]:
         delete(names)
 
 
+def cpu_us(pid: int) -> float:
+    """The CPU time of a process so far (Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat)."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1000
+
+
 def serve_iperf(link: Link, stack: ExitStack) -> None:
     """Run a server for each IP version until the stack closes; they listen when this returns."""
     for address in SERVER.values():

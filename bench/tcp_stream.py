@@ -5,9 +5,9 @@ shows beside them. Needs root, iperf3, and for the peer a package index: python 
 """
 
 import statistics
-import sys
 from contextlib import ExitStack
 
+from bench.arguments import whole_numbers
 from bench.link import Link, iperf, open_link, serve_iperf
 from bench.peer import install_peer, run_peer
 
@@ -23,8 +23,7 @@ def measure(link: Link, client: str, version: int, direction: str, seconds: int)
 
 def main() -> None:
     """Measure and print."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    seconds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    rounds, seconds = whole_numbers(3, 3)
     ratios: dict[tuple[int, str], list[float]] = {way: [] for way in WAYS}
     with open_link() as link, ExitStack() as stack:
         client = link.copy("iperf3")

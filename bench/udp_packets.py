@@ -5,9 +5,9 @@ them. Needs root, iperf3, and for the peer a package index: python -m bench.udp_
 """
 
 import statistics
-import sys
 from contextlib import ExitStack
 
+from bench.arguments import whole_numbers
 from bench.link import Link, iperf, open_link, serve_iperf
 from bench.peer import install_peer, run_peer
 
@@ -24,8 +24,7 @@ def measure(link: Link, client: str, version: int, seconds: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    seconds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    rounds, seconds = whole_numbers(3, 3)
     ratios: dict[int, list[float]] = {4: [], 6: []}
     with open_link() as link, ExitStack() as stack:
         client = link.copy("iperf3")
