@@ -45,6 +45,15 @@ def test_ports_and_payload(protocol, version):
     assert b"hello" == seen.payload
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_reset_is_known_as_such(version):
+    for flags, expected in ((dpkt.tcp.TH_RST, True), (dpkt.tcp.TH_RST | dpkt.tcp.TH_ACK, True), (0xFB, False)):
+        segment = dpkt.tcp.TCP(sport=1000, dport=7, flags=flags)
+        seen = parse(ipv4(segment, 6)) if version == 4 else parse(ipv6(segment, 6), IPV6)
+
+        assert expected is seen.is_reset
+
+
 def test_a_link_header_and_a_vlan_tag_are_looked_through():
     packet = ipv4(dpkt.udp.UDP(sport=1, dport=2, ulen=9, data=b"x"), 17)
     macs = bytes(12)

@@ -4,8 +4,6 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-import dpkt
-
 from tests.netns.stage import SERVER, until
 from tunsplit.lab.observer import Observer
 from tunsplit.lab.record import KEPT
@@ -63,10 +61,7 @@ def numbers(observer: Observer, word: str) -> list[int]:
 
 def resets(observer: Observer, version: int) -> int:
     """How many RSTs went out to the server."""
-    start = 14 if observer.name == "uplink" else 0
-    layer = dpkt.ip6.IP6 if version == 6 else dpkt.ip.IP
-    frames = observer.seen("tcp", destination=SERVER[version])
-    return sum(bool(layer(frame.frame[start:]).data.flags & dpkt.tcp.TH_RST) for frame in frames)
+    return sum(frame.is_reset for frame in observer.seen("tcp", destination=SERVER[version]))
 
 
 async def until_ended(app: Tell, words: Iterable[str] = CONNECTED) -> dict[str, Any]:

@@ -12,7 +12,8 @@ SEEN_AS = {"uplink": HOST, "tunnel": RELAY}
 async def is_on(stage: Stage, app: Callable[[str], Awaitable[Any]], side: str, *, clear: bool = True) -> bool:
     """Whether an app is on this side only, by TCP and UDP, IPv4 and IPv6.
 
-    `clear`: what was seen before is forgotten; else it is only told that the app was seen on its side.
+    `clear`: what was seen before is forgotten; else it is only told that the app was seen on its side. Resets do not
+    count: what was under way to a connection that has just been ended is answered by one, on the side where it was.
     """
     if clear:
         stage.clear()
@@ -20,8 +21,12 @@ async def is_on(stage: Stage, app: Callable[[str], Awaitable[Any]], side: str, *
         for protocol in ("tcp", "udp"):
             seen_as = await app(f"ask('{protocol}', SERVER{version})")
             assert str(SEEN_AS[side][version]) == seen_as
-        seen = await stage.where(destination=SERVER[version])
-        frames = {one.name: one.seen(destination=SERVER[version]) for one in (stage.lab.uplink, stage.lab.tunnel)}
+        await stage.where()
+        frames = {
+            wire.name: [frame for frame in wire.seen(destination=SERVER[version]) if not frame.is_reset]
+            for wire in (stage.lab.uplink, stage.lab.tunnel)
+        }
+        seen = {name for name in frames if frames[name]}
         assert seen == {side} if clear else seen >= {side}, f"v{version} to {side}: {frames}"
     return True
 

@@ -14,6 +14,7 @@ ETHERNET_HEADER = 14
 ETHERTYPE_IPV4, ETHERTYPE_ARP, ETHERTYPE_IPV6 = 0x0800, 0x0806, 0x86DD
 ETHERTYPES_VLAN = (0x8100, 0x88A8)
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
+RST = 0x04  # RFC 9293 §3.1
 NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPV6: "icmpv6", SCTP: "sctp"}
 ECHO = {ICMP: (8, 0), ICMPV6: (128, 129)}  # request, answer (RFC 792, RFC 4443 §4)
 ICMP_ERRORS = (3, 4, 5, 11, 12)  # RFC 792: these quote the packet they are about
@@ -44,6 +45,7 @@ class Seen:
             wireguard, the VPN's own; `ip-47` and `ethertype-0x88cc` for others; malformed.
         identifier: an echo's.
         kind: ICMP's type.
+        is_reset: it is a segment with TCP's RST flag.
         fragment: it is part of a packet.
         payload: what the transport carries, as far as it was captured.
         quoted: the packet that an ICMP error is about.
@@ -58,6 +60,7 @@ class Seen:
     destination_port: int | None = None
     identifier: int | None = None
     kind: int | None = None
+    is_reset: bool = False
     fragment: bool = False
     payload: bytes = b""
     quoted: "Seen | None" = None
@@ -143,6 +146,8 @@ def _with_transport(seen: Seen, protocol: int, data: bytes, *, later: bool) -> S
         payload = data[start:]
         if protocol == UDP and TUNNEL_PORT in ports and payload[:4] in WIREGUARD_TYPES:
             seen = replace(seen, protocol="wireguard")
+        elif protocol == TCP:
+            seen = replace(seen, is_reset=len(data) > 13 and bool(data[13] & RST))
         return replace(seen, source_port=ports[0], destination_port=ports[1], payload=payload)
     if protocol in (ICMP, ICMPV6):
         return _with_icmp(seen, protocol, data)
