@@ -36,7 +36,7 @@ from tunsplit.kernel.nftevents import TableEvents
 from tunsplit.kernel.nftguard import Guard
 from tunsplit.kernel.procevents import is_initial_network
 from tunsplit.kernel.procfs import Processes
-from tunsplit.kernel.rtnetlink import Rtnetlink, RtnetlinkEvents
+from tunsplit.kernel.rtnetlink import NeighbourEvents, Rtnetlink, RtnetlinkEvents
 from tunsplit.kernel.sockdeaths import SocketDeaths
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.kernel.tun import Tun
@@ -185,10 +185,10 @@ async def _open_daemon(
         clients = stack.enter_context(control.listening(config.control))
         rtnetlink = stack.enter_context(Rtnetlink())
         events = stack.enter_context(RtnetlinkEvents(ignore_port=rtnetlink.port))
+        neighbours = stack.enter_context(NeighbourEvents())
         live_ports = stack.enter_context(LivePorts())
         tables = stack.enter_context(TableEvents(ignore_port=live_ports.port))
-        diag = stack.enter_context(SockDiag())
-        conntrack = stack.enter_context(Conntrack())
+        diag, conntrack = stack.enter_context(SockDiag()), stack.enter_context(Conntrack())
         deaths = stack.enter_context(SocketDeaths(UDP))
         processes = stack.enter_context(Processes())
         judge = Judge(policy_of(config), processes, state_file())
@@ -219,6 +219,7 @@ async def _open_daemon(
             nat=nat,
             rtnetlink=rtnetlink,
             events=events,
+            neighbours=neighbours,
             host_config=host_config,
             protocols=protocols,
         )
@@ -373,7 +374,8 @@ async def _open_daemon(
                 Organ("judge_save", judge.save),
                 Organ("holders", holders.watch, close_judged),
                 Organ("network", network.watch, network.close_sides),
-                Organ("neighbours", devices.neighbours.confirm),
+                Organ("neighbours", devices.neighbours.watch),
+                Organ("neighbours_kept", devices.neighbours.confirm),
                 Organ("notices", notices.tell),
                 Organ("tables", upkeep.watch_tables),
                 Organ("sysctls", upkeep.watch_sysctls),

@@ -14,7 +14,7 @@ from tests.fakes.judges import as_real
 from tests.hosts import FAR4, FORWARDED, SETTINGS, TUN, TUN4, open_tun
 from tunsplit.errors import KernelError
 from tunsplit.kernel.hostconfig import HostConfig
-from tunsplit.kernel.rtnetlink import Rtnetlink, RtnetlinkEvents
+from tunsplit.kernel.rtnetlink import NeighbourEvents, Rtnetlink, RtnetlinkEvents
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.tuns import Tuns
 
@@ -36,7 +36,7 @@ class OwnTun:
 class World:
     """The network task's half of a daemon on a real host."""
 
-    def __init__(self, rtnetlink, events, tun_mtu=None):
+    def __init__(self, rtnetlink, events, neighbours, tun_mtu=None):
         self.nat = nat()
         self.changes = 0
         self.opened: list[str] = []
@@ -52,6 +52,7 @@ class World:
             nat=self.nat,
             rtnetlink=rtnetlink,
             events=events,
+            neighbours=neighbours,
             host_config=self.host_config,
             protocols=frozenset(),
         )
@@ -72,6 +73,7 @@ class World:
     async def watch(self):
         """Start to follow changes, and catch up with what was there before."""
         self.nursery.start_soon(self.network.watch)
+        self.nursery.start_soon(self.network.devices.neighbours.watch)
         await trio.testing.wait_all_tasks_blocked(0.02)
         await until(lambda: not self.network.failure)
 
@@ -82,8 +84,9 @@ async def a_world(**settings):
         io.FileIO(open_tun(FORWARDED)),  # it goes with its descriptor
         Rtnetlink() as rtnetlink,
         RtnetlinkEvents(ignore_port=rtnetlink.port) as events,
+        NeighbourEvents() as neighbours,
     ):
-        world = World(rtnetlink, events, **settings)
+        world = World(rtnetlink, events, neighbours, **settings)
         try:
             world.network.refresh()
             async with trio.open_nursery() as nursery:

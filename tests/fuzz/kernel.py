@@ -10,7 +10,7 @@ from tunsplit.host import Action, Route, Rule
 from tunsplit.kernel import netlink, procevents, procpid
 from tunsplit.kernel import rtmessages as rt
 from tunsplit.kernel.procnet import parse_table
-from tunsplit.kernel.rtnetlink import Change, events_untrusted
+from tunsplit.kernel.rtnetlink import Change, events_untrusted, neighbours_untrusted
 from tunsplit.kernel.sockdeaths import parse_death
 from tunsplit.kernel.sysctlrecords import parse as parse_records
 from tunsplit.names import ROUTE_PROTOCOL
@@ -66,7 +66,15 @@ def rtnetlink_messages() -> list[bytes]:
 def an_rtnetlink_event(data: bytes) -> None:
     """It is understood, or anything may have changed."""
     for event in events_untrusted(data):
-        assert (event.neighbour is not None) == (event.change is Change.NEIGHBOUR)
+        assert event.loss is None or event.change in (Change.LINK, Change.ADDRESS)
+
+
+@target(TARGETS, rtnetlink_messages)
+def a_neighbour_event(data: bytes) -> None:
+    """It is understood, or some were lost."""
+    with contextlib.suppress(ValueError, IndexError, struct.error):
+        for neighbour in neighbours_untrusted(data):
+            assert neighbour.address.version in (4, 6)
 
 
 DECODERS = {

@@ -16,12 +16,13 @@ from tests.hosts import (
 )
 from tunsplit.host import (
     SCOPE_LINK,
+    Neighbour,
     NeighbourState,
     Route,
     Rule,
 )
 from tunsplit.kernel import rtnetlink as rtnetlink_module
-from tunsplit.kernel.rtnetlink import Change, Event, Loss, Rtnetlink, RtnetlinkEvents
+from tunsplit.kernel.rtnetlink import Change, Event, Loss, NeighbourEvents, Rtnetlink, RtnetlinkEvents
 from tunsplit.names import ROUTE_PROTOCOL
 
 pytestmark = pytest.mark.netns
@@ -31,36 +32,31 @@ TABLE = 7501
 # Neighbours.
 
 
-def awaited_neighbour(events: RtnetlinkEvents, address: str, state: int) -> Event | None:
+def awaited_neighbour(events: NeighbourEvents, address: str, state: int) -> Neighbour:
     while select.select([events.fileno()], [], [], 5)[0]:
-        for event in events.read():
-            neighbour = event.neighbour
-            if neighbour and neighbour.address == ip_address(address) and neighbour.state & state:
-                return event
-    return None
+        for neighbour in events.read() or ():
+            if neighbour.address == ip_address(address) and neighbour.state & state:
+                return neighbour
+    raise AssertionError(f"nothing is told of {address}")
 
 
 @pytest.mark.parametrize("address", [ROUTER4, ROUTER6])
 def test_a_neighbour_is_resolved_when_asked_for(host, rtnetlink, eth0, address):
-    with RtnetlinkEvents() as events:
+    with NeighbourEvents() as events:
         rtnetlink.neighbour_use(eth0, ip_address(address))
-        event = awaited_neighbour(events, address, NeighbourState.REACHABLE)
+        told = awaited_neighbour(events, address, NeighbourState.REACHABLE)
 
-    assert event is not None
-    assert event.neighbour is not None
-    assert (True, False, 6) == (event.neighbour.usable, event.neighbour.failed, len(event.neighbour.mac or b""))
-    assert event.neighbour.address in [one.address for one in rtnetlink.neighbours(eth0)]
+    assert (True, False, 6) == (told.usable, told.failed, len(told.mac or b""))
+    assert told.address in [one.address for one in rtnetlink.neighbours(eth0)]
 
 
 def test_a_neighbour_that_is_not_there_fails(host, rtnetlink, eth0):
     host.sysctl("net/ipv4/neigh/eth0/retrans_time_ms", "20")
-    with RtnetlinkEvents() as events:
+    with NeighbourEvents() as events:
         rtnetlink.neighbour_use(eth0, ip_address("192.168.50.99"))
-        event = awaited_neighbour(events, "192.168.50.99", NeighbourState.FAILED)
+        told = awaited_neighbour(events, "192.168.50.99", NeighbourState.FAILED)
 
-    assert event is not None
-    assert event.neighbour is not None
-    assert (False, True) == (event.neighbour.usable, event.neighbour.failed)
+    assert (False, True) == (told.usable, told.failed)
 
 
 def test_a_managed_neighbour_is_ours_until_it_is_forgotten(host, rtnetlink, eth0):
@@ -70,10 +66,11 @@ def test_a_managed_neighbour_is_ours_until_it_is_forgotten(host, rtnetlink, eth0
         one.protocol for one in rtnetlink.neighbours(eth0) if one.address == ip_address(ROUTER4)
     ]
     assert "managed" in host.ip("neigh show dev eth0")
-    with RtnetlinkEvents() as events:
+    with NeighbourEvents() as events:
         rtnetlink.neighbour_forget(eth0, ip_address(ROUTER4))
         rtnetlink.neighbour_forget(eth0, ip_address(ROUTER4))
-        gone = [event.neighbour for event in events.read() if event.neighbour]
+        gone = events.read()
+    assert gone
     assert not any(one.usable for one in gone)
     assert [] == [one for one in rtnetlink.neighbours() if one.address == ip_address(ROUTER4)]
 
@@ -89,7 +86,6 @@ def test_every_kind_of_change_is_heard(host):
             ("address add 10.1.1.1/32 dev eth0", Change.ADDRESS),
             ("route add 10.2.0.0/16 dev eth0", Change.ROUTE),
             ("rule add pref 5 table 5", Change.RULE),
-            ("neigh add 192.168.50.7 lladdr 02:00:00:00:00:07 dev eth0", Change.NEIGHBOUR),
             ("-6 address add 2001:db8:7::1/128 dev eth0 nodad", Change.ADDRESS),
             ("-6 route add 2001:db8:8::/48 dev eth0", Change.ROUTE),
             ("-6 rule add pref 5 table 5", Change.RULE),
@@ -100,6 +96,15 @@ def test_every_kind_of_change_is_heard(host):
             while change not in heard and select.select([events], [], [], 5)[0]:
                 heard |= {event.change for event in events.read()}
             assert change in heard, command
+
+
+def test_neighbours_are_heard_apart(host):
+    command = "neigh add 192.168.50.7 lladdr 02:00:00:00:00:07 dev eth0"
+    with RtnetlinkEvents() as events, NeighbourEvents() as neighbours:
+        events.read()
+        host.ip(command)
+        assert [bytes((2, 0, 0, 0, 0, 7))] == [one.mac for one in neighbours.read() or ()]
+        assert [] == events.read()
 
 
 def test_our_own_requests_are_not_heard(rtnetlink, eth0):
@@ -117,6 +122,17 @@ def test_lost_events_are_told(host, rtnetlink, eth0):
             rtnetlink.replace_route(Route(ip_network((0x0B000000 + (number << 8), 24)), TABLE, eth0, scope=SCOPE_LINK))
 
         assert Event(Change.OVERRUN) in events.read()
+        assert [] == events.read()
+
+
+def test_so_are_lost_neighbours(host):
+    with NeighbourEvents() as events:
+        with socket.socket(fileno=os.dup(events.fileno())) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for number in range(10, 60):
+            host.ip(f"neigh add 192.168.50.{number} lladdr 02:00:00:00:00:07 dev eth0")
+
+        assert events.read() is None
         assert [] == events.read()
 
 

@@ -1,6 +1,5 @@
-"""What the network task does when a step fails, and what it asks of neighbours."""
+"""What the network task does when a step fails."""
 
-import gc
 import logging
 from ipaddress import ip_address
 from socket import if_nametoindex
@@ -11,15 +10,14 @@ import trio.testing
 
 from tests.fakes.devices import TCP, opened
 from tests.fakes.network import a_world, until
-from tests.hosts import FAR4, FORWARDED, HOST4, LAN4, ROUTER4, TUN, TUN4, TUN6, UPLINK
+from tests.hosts import FAR4, FORWARDED, HOST4, ROUTER4, TUN, TUN4, TUN6, UPLINK
 from tunsplit.engine.rewrites import Way
 from tunsplit.errors import KernelError
-from tunsplit.host import Neighbour, NeighbourState
 from tunsplit.kernel import nft
 from tunsplit.kernel.hostconfig import HostConfig
 from tunsplit.kernel.packet import PacketSocket
-from tunsplit.kernel.rtnetlink import Change, Event, Loss, Rtnetlink
-from tunsplit.tasks import devices, neighbours
+from tunsplit.kernel.rtnetlink import Change, Event, Loss
+from tunsplit.tasks import devices
 from tunsplit.tasks import network as network_module
 
 pytestmark = pytest.mark.netns
@@ -235,74 +233,9 @@ async def test_an_address_that_cannot_be_looked_for_is_lost(host, monkeypatch, c
         assert ["what is lost cannot be looked for"] == [record.message for record in caplog.records]
 
 
-# Neighbours
-
-
-async def test_the_kernel_s_answer_reaches_the_next_hop(host):
-    async with a_world() as world:
-        await world.watch()
-        hop = world.way("uplink").next_hop
-        await until(lambda: hop.ethernet)
-
-        with host.at_router(), Rtnetlink() as rtnetlink:
-            router = rtnetlink.snapshot().link("toh")
-        assert router
-        assert router.mac == hop.ethernet[:6]
-
-
-async def test_neighbours_are_confirmed_as_long_as_we_send_to_them(host, monkeypatch):
-    monkeypatch.setattr(neighbours, "CONFIRM_S", 0.01)
-    monkeypatch.setattr(neighbours, "CONFIRM_BATCH", 1)
-    async with a_world() as world:
-        flow = world.flow()
-        asked = []
-        monkeypatch.setattr(
-            world.network._rtnetlink,  # noqa: SLF001 -- no other way in
-            "neighbour_use",
-            lambda _, address: asked.append(address),
-        )
-        world.nursery.start_soon(world.network.devices.neighbours.confirm)
-        await until(lambda: len(asked) > 2)
-
-        assert {flow.original.next_hop.address} == set(asked)
-
-
-async def test_a_question_that_the_kernel_refuses_is_told(host):
-    async with a_world() as world:
-        assert world.network.devices.neighbours.resolve(999, ip_address(ROUTER4)) is False
-
-
-async def test_after_lost_events_the_whole_table_is_read(host, monkeypatch):
-    async with a_world() as world:
-        hop = world.way("uplink").next_hop
-        monkeypatch.setattr(world.network._events, "read", lambda: [Event(Change.OVERRUN)])  # noqa: SLF001 -- no other way in
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                world.network._rtnetlink,  # noqa: SLF001 -- no other way in
-                "neighbours",
-                lambda index: [Neighbour(index, ip_address(ROUTER4), bytes(6), NeighbourState.REACHABLE)],
-            )
-            world.network._read_events()  # noqa: SLF001 -- no other way in
-        assert bytes(6) == hop.ethernet[:6]
-
-
 async def test_events_that_cannot_be_read_count_as_lost(host, monkeypatch, caplog):
     async with a_world() as world:
         monkeypatch.setattr(world.network._events, "read", fail)  # noqa: SLF001 -- no other way in
-        with monkeypatch.context() as patch:
-            patch.setattr(world.network._rtnetlink, "neighbours", fail)  # noqa: SLF001 -- no other way in
-            world.network._read_events()  # noqa: SLF001 -- no other way in
-        assert 2 == len(caplog.records)
-
-
-async def test_next_hops_go_with_their_flows(host):
-    async with a_world() as world:
-        world.way("uplink")
-        (uplink,) = [device for device in world.network.devices.all() if device.side == "uplink"]
-        assert [ip_address(ROUTER4)] == uplink.next_hops()
-
-        host.ip(f"route replace default via {LAN4}")
-        world.network.refresh()
-        gc.collect()
-
-        assert [] == uplink.next_hops()
+        world.network._read_events()  # noqa: SLF001 -- no other way in
+        assert ["events are lost"] == [record.message for record in caplog.records]
+        assert world.network._changed  # noqa: SLF001 -- no other way in

@@ -14,7 +14,7 @@ Some facts about rtnetlink:
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -253,7 +253,6 @@ class Change(Enum):
     ADDRESS = "address"
     ROUTE = "route"
     RULE = "rule"
-    NEIGHBOUR = "neighbour"
     OVERRUN = "overrun"  # events were lost: anything may have changed
 
 
@@ -267,10 +266,9 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something changed; of a neighbour, also what it is now (FAILED with no MAC when its entry was deleted)."""
+    """Something changed."""
 
     change: Change
-    neighbour: Neighbour | None = None
     loss: Loss | None = None
 
 
@@ -282,12 +280,13 @@ CHANGES = {
     rt.RTM_NEWRULE: Change.RULE, rt.RTM_DELRULE: Change.RULE,
 }  # fmt: skip
 
-# enum rtnetlink_groups: link, neighbour, then address, route and rule of IPv4 and IPv6
-GROUPS = (1, 3, 5, 7, 8, 9, 11, 19)
+# enum rtnetlink_groups: link, then address, route and rule of IPv4 and IPv6
+GROUPS = (1, 5, 7, 8, 9, 11, 19)
+NEIGHBOURS = 3
 
 
 class RtnetlinkEvents(NetlinkEvents):
-    """What changes in the network namespace that the calling thread was in when this was made.
+    """What changes in the network namespace that the calling thread was in when this was made, but for neighbours.
 
     Subscribe before the first snapshot, so that nothing is missed between the two. What the requests of `ignore_port`
     (Rtnetlink.port) cause is left out.
@@ -310,12 +309,7 @@ def events_untrusted(datagram: bytes, ignore_port: int = 0) -> list[Event]:
     events: list[Event] = []
     for kind, _, _, port, body in iterate_messages(datagram):
         try:
-            if kind in (rt.RTM_NEWNEIGH, rt.RTM_DELNEIGH):
-                # Ours are kept: a neighbour's state is an answer, whoever asked.
-                if neighbour := rt.decode_neighbour(body):
-                    gone = kind == rt.RTM_DELNEIGH
-                    events.append(Event(Change.NEIGHBOUR, _deleted(neighbour) if gone else neighbour))
-            elif kind in CHANGES and (port != ignore_port or not port):
+            if kind in CHANGES and (port != ignore_port or not port):
                 events.append(Event(CHANGES[kind], loss=_loss(kind, body)))
         except (ValueError, IndexError, struct.error):
             events.append(LOST)
@@ -333,8 +327,36 @@ def _loss(kind: int, body: bytes) -> Loss | None:
     return None
 
 
-def _deleted(neighbour: Neighbour) -> Neighbour:
-    return Neighbour(neighbour.index, neighbour.address, None, 0)
+class NeighbourEvents(NetlinkEvents):
+    """What the table of neighbours says anew, in the network namespace that the calling thread was in.
+
+    Heard apart from all else: with ARP anybody on a network can make as many of these events as packets.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("neighbour events", NETLINK_ROUTE, (NEIGHBOURS,))
+
+    def read(self) -> list[Neighbour] | None:
+        """Read what it has said since, in order, whoever asked for it; None: some of it was lost. Never blocks.
+
+        Raises:
+            KernelError: no more news will come.
+        """
+        datagrams = list(self._datagrams())
+        if None in datagrams:
+            return None
+        try:
+            return [one for datagram in datagrams for one in neighbours_untrusted(datagram or b"")]
+        except (ValueError, IndexError, struct.error):
+            return None
+
+
+def neighbours_untrusted(datagram: bytes) -> Iterator[Neighbour]:
+    """What a datagram tells; of an entry that was deleted, that it has neither address nor state."""
+    for kind, _, _, _, body in iterate_messages(datagram):
+        if kind in (rt.RTM_NEWNEIGH, rt.RTM_DELNEIGH) and (neighbour := rt.decode_neighbour(body)):
+            gone = kind == rt.RTM_DELNEIGH
+            yield Neighbour(neighbour.index, neighbour.address, None, 0) if gone else neighbour
 
 
 def describe(item: Route | Rule) -> str:

@@ -9,7 +9,7 @@ from tunsplit.engine.sides import Sides
 from tunsplit.errors import KernelError
 from tunsplit.host import Link
 from tunsplit.kernel.packet import PacketSocket
-from tunsplit.kernel.rtnetlink import Rtnetlink
+from tunsplit.kernel.rtnetlink import NeighbourEvents, Rtnetlink
 from tunsplit.names import NAT_FIRST
 from tunsplit.tasks.neighbours import Neighbours
 from tunsplit.tasks.side import SideDevice
@@ -26,13 +26,20 @@ class Devices:
     (`SideDevice`).
     """
 
-    def __init__(self, nat: Nat, rtnetlink: Rtnetlink, protocols: frozenset[int], end: Callable[[Flow], None]) -> None:
+    def __init__(
+        self,
+        nat: Nat,
+        rtnetlink: Rtnetlink,
+        neighbours: NeighbourEvents,
+        protocols: frozenset[int],
+        end: Callable[[Flow], None],
+    ) -> None:
         """`end` gets the flows of a device that closes."""
         self._nat = nat
         self._protocols = protocols
         self._end = end
         self.open: dict[Key, SideDevice] = {}
-        self.neighbours = Neighbours(rtnetlink, self.all)
+        self.neighbours = Neighbours(rtnetlink, neighbours, self.all)
         self.complete = False  # every device that is wanted is open
         self.on_device: Callable[[SideDevice], None] = lambda _: None
         self.on_close: Callable[[SideDevice], None] = lambda _: None

@@ -28,7 +28,7 @@ from tunsplit.engine.steering import SteeringSettings, plan
 from tunsplit.errors import KernelError, TunsplitError
 from tunsplit.host import FAMILIES, HostPlan, IPAddress, IPInterface, IPNetwork, Link, Snapshot, TunFacts
 from tunsplit.kernel.hostconfig import HostConfig
-from tunsplit.kernel.rtnetlink import Change, Event, Loss, Rtnetlink, RtnetlinkEvents
+from tunsplit.kernel.rtnetlink import Change, Event, Loss, NeighbourEvents, Rtnetlink, RtnetlinkEvents
 from tunsplit.kernel.tun import Tun
 from tunsplit.names import TABLE_GUESTS
 from tunsplit.tasks.devices import Devices
@@ -58,6 +58,7 @@ class Network:
         nat: Nat,
         rtnetlink: Rtnetlink,
         events: RtnetlinkEvents,
+        neighbours: NeighbourEvents,
         host_config: HostConfig,
         protocols: frozenset[int],
     ) -> None:
@@ -73,7 +74,8 @@ class Network:
         self._protocols = protocols
         self.guests: tuple[IPNetwork, ...] = ()
         self._own: dict[int, list[bytes]] = {}
-        self.devices = Devices(nat, rtnetlink, protocols, self._end)
+        self.devices = Devices(nat, rtnetlink, neighbours, protocols, self._end)
+        self.devices.neighbours.on_change = self._neighbours_changed
         self._tunnel_addresses: tuple[IPAddress, ...] = ()  # the latest of each IP version
         self._ways = Ways(rtnetlink, self.facts, self.devices.open)
         self._flushed = False  # somebody took our nft table away
@@ -363,23 +365,17 @@ class Network:
                 logger.error("steering cannot be applied: both sides are closed", extra={"error": str(error)})
 
     def _read_events(self) -> None:
-        """Hand neighbours on, give up what is lost, and note whether anything has changed."""
+        """Give up what is lost, and note whether anything has changed."""
         try:
             events = self._events.read()
         except KernelError as error:
             logger.error("events are lost", extra={"error": str(error)})
             events = [Event(Change.OVERRUN)]
         for event in events:
-            if event.neighbour is not None:
-                self.devices.neighbours.changed(event.neighbour)
-                if event.neighbour.address in self._gateways():
-                    self.on_gateway()
-            else:
-                self._changed = True
+            self._changed = True
             if event.loss is not None:
                 self._lose(event.loss)
-        if any(event.change is Change.OVERRUN for event in events):
-            self.devices.neighbours.read_again()
 
-    def _gateways(self) -> set[IPAddress | None]:
-        return {facts.gateway(version) for facts in self.sides.uplinks for version in FAMILIES}
+    def _neighbours_changed(self, addresses: set[IPAddress]) -> None:
+        if any(facts.gateway(version) in addresses for facts in self.sides.uplinks for version in FAMILIES):
+            self.on_gateway()
