@@ -3,7 +3,8 @@
 import os
 import random
 import signal
-from contextlib import asynccontextmanager
+import sys
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 import pytest
@@ -12,6 +13,23 @@ from bench import moves
 from tests.netns.stage import HOST, REFUSED, RELAY, ROUTER, SERVER, open_stage, start_app, until
 from tests.netns.talk import WORDS, mixed, open_talk
 from tests.netns.third import DEVICE, NEIGHBOUR, OWN, open_third, plug
+
+# Asks for a host, in the name of each neighbour in turn, and always with another Ethernet address.
+ARP_STORM = """
+import itertools, os, socket, sys, time
+own = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+own.bind(("lan0", 0))
+host = socket.inet_aton(sys.argv[1])
+for number in itertools.count():
+    mac = b"\\2" + os.urandom(5)
+    sender = host[:3] + bytes((100 + number % 150,))
+    asks = bytes.fromhex("0001080006040001") + mac + sender + bytes(6) + host
+    own.send(b"\\xff" * 6 + mac + b"\\x08\\x06" + asks)
+    if not number % 100:
+        time.sleep(0.02)
+    if number == 1000:
+        print("storm", flush=True)
+"""
 
 # Only a tunnel whose transport does not itself need the uplink can show that no included packet is lost.
 pytestmark = [pytest.mark.netns, pytest.mark.lab(tunnel_kind="veth")]
@@ -28,6 +46,14 @@ def add_gateway(lab):
         "address add 192.168.50.9/32 dev gateway\naddress add 2001:db8:50::9/128 dev gateway"
     )
     lab.router.sysctl({"net/ipv4/conf/lan0/arp_ignore": 1, "net/ipv4/conf/gateway/arp_ignore": 1})
+
+
+@asynccontextmanager
+async def arp_storm(lab):
+    """Have somebody on the uplink's network ask for the host beside the block, thousands of times a second."""
+    async with lab.router.start([sys.executable, "-I", "-S", "-c", ARP_STORM, str(HOST[4])]) as storm:
+        await storm.wait_written("storm\n")
+        yield
 
 
 async def uses(stage, mac, words=WORDS):
@@ -276,10 +302,14 @@ async def test_a_virtual_device_is_never_taken_for_the_uplink(lab):
         assert {"uplink"} == await stage.where(source=HOST[4], destination=SERVER[4])
 
 
-async def test_a_gateway_with_a_new_card_is_followed(lab, stage):
-    """L16: it says so by gratuitous ARP and an unsolicited advertisement (RFC 5227 §3, RFC 4861 §7.2.6)."""
+@pytest.mark.parametrize("around", [nullcontext, arp_storm])
+async def test_a_gateway_with_a_new_card_is_followed(lab, stage, around):
+    """L16: it says so by gratuitous ARP and an unsolicited advertisement (RFC 5227 §3, RFC 4861 §7.2.6).
+
+    In a storm of ARP, too, of whose news the most is lost.
+    """
     lab.router.sysctl({"net/ipv4/conf/lan0/arp_notify": 1, "net/ipv6/conf/lan0/ndisc_notify": 1})
-    async with open_talk(stage) as (excluded, included):
+    async with open_talk(stage) as (excluded, included), around(lab):
         lab.router.ip(f"link set lan0 address {GATEWAY_MAC.hex(':')}")
         assert await uses(stage, GATEWAY_MAC)
         assert await excluded.is_heard()
