@@ -206,18 +206,22 @@ def open_host() -> Iterator[Host]:
             address add 10.64.0.2/32 dev {TUNNEL}
             address add fd64::2/128 dev {TUNNEL} nodad
         """)
-        while is_settling():
-            time.sleep(0.001)
+        wait_settled()
+        with entered(router):
+            wait_settled()
         yield Host(tun, tunnel, wire, router)
 
 
-def is_settling() -> bool:
-    """Whether the kernel has not finished yet with an IPv6 address: its local route comes last."""
-    addresses = run("ip", "-6", "-o", "address")
-    local = run("ip", "-6", "route", "show", "table", "local", "type", "local")
-    return "tentative" in addresses or any(
-        f"local {one} " not in local for one in re.findall(r"inet6 ([^/ ]+)", addresses)
-    )
+def wait_settled() -> None:
+    """Wait until the kernel has finished with all IPv6 addresses here: a work queue brings the local route, at last."""
+    while True:
+        addresses = run("ip", "-6", "-o", "address")
+        local = run("ip", "-6", "route", "show", "table", "local", "type", "local")
+        if "tentative" not in addresses and all(
+            f"local {one} " in local for one in re.findall(r"inet6 ([^/ ]+)", addresses)
+        ):
+            return
+        time.sleep(0.001)
 
 
 def new_namespace() -> int:

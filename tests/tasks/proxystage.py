@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from tests.fakes.resolvers import FakeResolver, read, resolvers
-from tests.hosts import own_namespace, run
+from tests.hosts import own_namespace, run, wait_settled
 from tunsplit.engine.dnstable import DnsTable, Route
 from tunsplit.engine.policy import Verdict
 from tunsplit.tasks.dnsproxy import Asker, DnsProxy, boottime
@@ -56,6 +56,7 @@ def loopback() -> Iterator[None]:
         for address in (RELAY, RELAY2, SYSTEM, PUBLIC):
             run("ip", "address", "add", f"{address}/32", "dev", "lo")
         run("ip", "address", "add", f"{RELAY6}/128", "dev", "lo", "nodad")
+        wait_settled()
         yield
 
 
