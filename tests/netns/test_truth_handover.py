@@ -128,8 +128,15 @@ async def is_counted(stage, number):
     return number == await stage.counter("socket_changed_hands")
 
 
+@pytest.fixture
+def ends():
+    """What is to be done in the end."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.parametrize("version", [4, 6])
-async def test_what_waited_for_a_daemon_that_stood_still_is_not_another_programs(stage, included, version):
+async def test_what_waited_for_a_daemon_that_stood_still_is_not_another_programs(stage, included, ends, version):
     """L27: giver and heir of a socket are of two sides, and who has sent is gone when a datagram is read."""
     give = f"own = udp(SERVER{version}); own.set_inheritable(True); own.send(word.encode())"
     ask = "own.send(word.encode()); answer = own.recv(100)"
@@ -142,6 +149,8 @@ async def test_what_waited_for_a_daemon_that_stood_still_is_not_another_programs
         await gives(give, word="giver is gone")
         heir = await bear(gives, agent(stage.excluded), [await gives("own.fileno()")])
         await heir("'runs'")
+        await heir.tell("time.sleep(60)")  # what it is told comes from the giver: it would end with it
+        ends.callback(os.kill, heir.pid, signal.SIGKILL)
         await gives.tell("os._exit(0)")
         await included("children[name].wait()", name=gives._name)  # noqa: SLF001 - as in tests/netns/family.py
     await until(partial(is_counted, stage, 1), "the giver's is dropped")
