@@ -27,6 +27,7 @@ import threading
 
 def transfer(address, size=1_000_000):
     with tcp(address) as own:
+        own.settimeout(15)  # what was lost when a path became narrow is sent again later and later
         read_line(own)
         data = os.urandom(size)
         thread = threading.Thread(target=own.sendall, args=(data,))
