@@ -341,7 +341,7 @@ async def _open_daemon(
                         close(f"what has happened is not known: {type(error).__name__}: {error}")
                         raise
 
-            pump.before_batch = hear
+            pump.before_batch, pump.before_carried_out = hear, network.hear
             judge.on_subscribed = pump.hear_first
             for descriptor in (events.fileno(), judge.fileno()):
                 pump.hear_first(descriptor)

@@ -112,6 +112,16 @@ async def test_packets_that_are_carried_while_news_is_heard_keep_their_order(pum
     assert [udp(OUTSIDE, text) for text in texts] == pumps.side.socket.packets
 
 
+async def test_what_has_become_of_the_network_is_heard_while_a_flow_is_ended_too(pumps, news):
+    """Of processes nothing is: it may end what the caller is about."""
+    news.comes()
+    pumps.pump.before_carried_out = lambda: pumps.table.end(pumps.flow, FlowEvent.BLOCK, 0.0)
+    pumps.tun.sends(udp(FLOW))
+    pumps.pump.carry_out()
+
+    assert ([], [udp(FLOW)], 0) == (pumps.side.socket.frames, pumps.passed_by, news.heard)
+
+
 async def test_where_there_is_no_news_nobody_is_asked(pumps, news):
     pumps.tun.sends(udp(FLOW))
     pumps.pump.turn()

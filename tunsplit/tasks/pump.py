@@ -81,6 +81,7 @@ class Pump:
         for way_out in self._ways_out:
             self._wait_for(way_out[0].fileno(), partial(self._carry_from, *way_out))
         self.before_batch: Callable[[], None] = lambda: None
+        self.before_carried_out: Callable[[], None] = lambda: None  # of what `carry_out` has read
         self.after_carried: list[Callable[[bool], None]] = []
 
     def attach(self, device: SideDevice) -> None:
@@ -145,13 +146,20 @@ class Pump:
     def carry_out(self) -> int:
         """Carry one batch out of each tun; how many packets there were, `BATCH` if others are to have their turn.
 
-        By what is known: nothing new is heard, which may end what the caller is about.
+        By what is known of processes: nothing new is heard of them, which may end what the caller is about.
         """
         now = trio.current_time()
-        return sum(self._carry_from(*way_out, now, hears=False) for way_out in self._ways_out)
+        return sum(self._carry_from(*way_out, now, hear=self.before_carried_out) for way_out in self._ways_out)
 
     def _carry_from(
-        self, tun: Tun, direction: Direction, passed_by: PassedBy, ahead: Ahead, now: float, *, hears: bool = True
+        self,
+        tun: Tun,
+        direction: Direction,
+        passed_by: PassedBy,
+        ahead: Ahead,
+        now: float,
+        *,
+        hear: Callable[[], None] | None = None,
     ) -> int:
         if tun in self._gone:
             return 0
@@ -166,7 +174,9 @@ class Pump:
             if not read:
                 break
             number += read
-            if hears and self._news_epoll.poll(0, 1):
+            if hear is not None:
+                hear()
+            elif self._news_epoll.poll(0, 1):
                 self.before_batch()
             try:
                 slow += outbound.carry(ahead, direction, passed_by, now)
