@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from tests.apps import Apps, own_network, running_apps
+from tests.fakes.switching import FakeSwitching
+from tests.switching_server import FILE, Invoke, serving
+from tunsplit.cli import main
 from tunsplit.kernel.sockdiag import SockDiag
 
 
@@ -49,3 +53,32 @@ def config_file(tmp_path: Path) -> str:
     path = tmp_path / "tunsplit.toml"
     path.write_text(f"[tunnel]\ninterface = 'wg0'\nfwmark = 1\n[control]\nsocket = '{tmp_path}/c.sock'\n")
     return str(path)
+
+
+# Of the verbs that change something.
+
+
+@pytest.fixture
+def switching() -> FakeSwitching:
+    return FakeSwitching()
+
+
+@pytest.fixture
+def listed_file(tmp_path: Path) -> Path:
+    """A configuration with a list, a comment and rights of its own."""
+    file = tmp_path / "tunsplit.toml"
+    file.write_text(FILE)
+    file.chmod(0o640)
+    return file
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, listed_file: Path, switching: FakeSwitching) -> Iterator[Invoke]:
+    """Run a command beside a daemon that was started with that file."""
+
+    def invoke(*arguments: str) -> Result:
+        unset = {"TUNSPLIT_CONFIG": None, "TUNSPLIT_SOCKET": f"{tmp_path}/c.sock"}
+        return CliRunner().invoke(main, arguments, env=unset)
+
+    with serving(f"{tmp_path}/c.sock", switching, config_file=str(listed_file)):
+        yield invoke

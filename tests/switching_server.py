@@ -1,11 +1,17 @@
 """A control server with the verbs that change something, in a thread, and nothing else of a daemon."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from click.testing import Result
 
 from tests.control_server import serving_beside
 from tests.fakes.switching import FakeSwitching
 from tunsplit.tasks.verbs import Verbs
+
+FILE = '# mine\n[tunnel]\ninterface = "wg0"\nfwmark = 1\n\n[[app]]  # the browser\npath = "/usr/bin/firefox"\n'
+
+Invoke = Callable[..., Result]
 
 
 @contextlib.contextmanager

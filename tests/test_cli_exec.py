@@ -13,7 +13,6 @@ import msgspec
 import pytest
 
 from tests.control_server import GROUP, NOBODY
-from tests.fakes.switching import FakeSwitching
 from tests.switching_server import serving
 from tunsplit.cli.execute import NotExecutable, NotFound, find, original_environment
 
@@ -28,11 +27,6 @@ os.setgid({NOBODY})
 os.setuid({NOBODY})
 tunsplit.cli.main(prog_name="tunsplit")
 """
-
-
-@pytest.fixture
-def switching() -> FakeSwitching:
-    return FakeSwitching()
 
 
 @pytest.fixture

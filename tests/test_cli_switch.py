@@ -1,49 +1,15 @@
-"""`tunsplit app`, `pid`, `on`, `off`, `reload` and `explain`: what they ask, what they print, what they save."""
+"""`tunsplit app`, `pid`, `on`, `off`, `reload` and `explain`: what they ask, and what they print."""
 
 import os
-import stat
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
-from tests.control_server import NOBODY, as_user
-from tests.fakes.switching import FakeSwitching
-from tests.switching_server import serving
-from tunsplit.cli import main, saving
+from tunsplit.cli import main
 from tunsplit.cli.base import DEFAULT_SOCKET, absolute
-from tunsplit.config import Control, parse
-from tunsplit.errors import ConfigError, PermissionMissing, TunsplitError
-
-FILE = '# mine\n[tunnel]\ninterface = "wg0"\nfwmark = 1\n\n[[app]]  # the browser\npath = "/usr/bin/firefox"\n'
-
-Invoke = Callable[..., Result]
-
-
-@pytest.fixture
-def switching() -> FakeSwitching:
-    return FakeSwitching()
-
-
-@pytest.fixture
-def config_file(tmp_path: Path) -> Path:
-    file = tmp_path / "tunsplit.toml"
-    file.write_text(FILE)
-    file.chmod(0o640)
-    return file
-
-
-@pytest.fixture
-def invoke(tmp_path, config_file, switching) -> Iterator[Invoke]:
-    def invoke(*arguments: str) -> Result:
-        unset = {"TUNSPLIT_CONFIG": None, "TUNSPLIT_SOCKET": f"{tmp_path}/c.sock"}
-        return CliRunner().invoke(main, arguments, env=unset)
-
-    with serving(f"{tmp_path}/c.sock", switching, config_file=str(config_file)):
-        yield invoke
-
+from tunsplit.config import Control
+from tunsplit.errors import TunsplitError
 
 COMMANDS = [
     "app list", "app add /x", "app add /x --save", "app remove /x", "app clear",
@@ -196,93 +162,6 @@ def test_a_path_that_is_none_ends_with_2(invoke, command):
 
     assert (2, "") == (result.exit_code, result.stdout)
     assert result.stderr.startswith("tunsplit: path: found ")
-
-
-def test_saving_keeps_the_file_as_it_is_but_for_the_entry(invoke, config_file, switching):
-    assert 0 == invoke("app", "add", "/bin/sh", "--save").exit_code
-    assert FILE + '\n[[app]]\npath = "/bin/sh"\n' == config_file.read_text()
-    assert "/bin/sh" in switching.paths
-
-    assert 0 == invoke("app", "remove", "--save", "/bin/sh").exit_code
-    assert FILE == config_file.read_text()
-
-    assert 0 == invoke("app", "clear", "--save").exit_code
-    assert FILE.split("\n[[app]]")[0] == config_file.read_text().rstrip("\n") + "\n"
-    assert [config_file.name] == sorted(path.name for path in config_file.parent.glob("*.toml*"))
-
-
-def test_what_is_said_without_save_stays_out_of_the_file(invoke, config_file):
-    invoke("app", "add", "/opt/experiment")
-    invoke("app", "add", "/bin/sh", "--save")
-
-    assert ["/usr/bin/firefox", "/bin/sh"] == [app.path for app in parse(config_file.read_text()).apps]
-    invoke("app", "add", "/opt/experiment", "--save")  # though it is on the list
-    assert 3 == len(parse(config_file.read_text()).apps)
-
-
-def test_mode_owner_and_symlink_stay(invoke, config_file, tmp_path):
-    if os.geteuid() == 0:
-        os.chown(config_file, NOBODY, 1)
-    before = config_file.stat()
-    link = tmp_path / "link.toml"
-    link.symlink_to(config_file.name)
-    assert saving.rewrite(str(link), lambda text: text + "# more\n")
-    after = config_file.stat()
-
-    assert link.is_symlink()
-    assert FILE + "# more\n" == config_file.read_text()
-    assert (before.st_mode, before.st_uid, before.st_gid) == (after.st_mode, after.st_uid, after.st_gid)
-    assert 0o640 == stat.S_IMODE(after.st_mode)
-    assert before.st_ino != after.st_ino
-
-
-def test_what_changes_nothing_writes_nothing(config_file):
-    before = config_file.stat()
-
-    assert not saving.rewrite(str(config_file), lambda text: text)
-    assert before.st_ino == config_file.stat().st_ino
-
-
-def refuse(text: str) -> str:
-    raise ConfigError("no")
-
-
-def test_what_cannot_be_edited_is_left_alone(config_file):
-    with pytest.raises(ConfigError, match="no"):
-        saving.rewrite(str(config_file), refuse)
-    assert FILE == config_file.read_text()
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(config_file, monkeypatch):
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TunsplitError, match=r"not saved, and nothing changed: No space left on device"):
-        saving.rewrite(str(config_file), lambda text: text + "# more\n")
-    assert FILE == config_file.read_text()
-    assert [] == list(config_file.parent.glob(".tunsplit*"))
-
-
-@pytest.mark.netns
-def test_who_may_not_write_the_file_is_told_so(config_file):
-    config_file.parent.chmod(0o755)
-    config_file.chmod(0o644)
-    for directory in config_file.parents:
-        if not directory.stat().st_mode & 1:
-            directory.chmod(0o711)
-    with pytest.raises(PermissionMissing, match="not saved, and nothing changed: Permission denied; run it as root"):
-        as_user(NOBODY, [], lambda: saving.rewrite(str(config_file), lambda text: text + "#"))
-    assert FILE == config_file.read_text()
-
-
-def test_what_cannot_be_saved_does_not_happen(invoke, config_file, switching):
-    config_file.write_text("app = []\n" + FILE.partition("\n[[app]]")[0])
-    result = invoke("app", "add", "/bin/sh", "--save")
-
-    assert (2, "") == (result.exit_code, result.stdout)
-    assert "edit the list there by hand" in result.stderr
-    assert "/bin/sh" not in switching.paths
 
 
 def test_processes_are_shown_with_their_reasons(invoke, switching):
