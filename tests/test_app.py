@@ -1,6 +1,5 @@
 """The daemon as a whole, entered inside a network namespace: what it makes, and that all of it goes."""
 
-import os
 from contextlib import contextmanager
 from socket import AF_INET, SOCK_DGRAM, socket
 
@@ -18,9 +17,7 @@ from tunsplit.kernel.instance import Instance
 from tunsplit.kernel.procevents import ProcessEvents
 from tunsplit.tasks.halfopen import HalfOpen
 from tunsplit.tasks.judge import Judge
-from tunsplit.tasks.liveflows import LiveFlows
 from tunsplit.tasks.network import Network
-from tunsplit.tasks.pump import Pump
 
 NAME = "ts-app"
 
@@ -205,84 +202,6 @@ async def test_a_flushed_ruleset_is_put_back_by_itself(host, config):
             with trio.fail_after(5):
                 while not nft.listing():  # noqa: ASYNC110 -- nft sets no trio.Event
                     await trio.sleep(0.02)
-
-
-@pytest.mark.netns
-async def test_a_task_that_fails_blocks_and_begins_anew(host, config, monkeypatch):
-    """L21: a mistake of ours in following processes, over one event."""
-    monkeypatch.setattr("tunsplit.tasks.organs.RETRY_S", 0.3)
-    mistakes = [ZeroDivisionError("by zero")]
-    real = Judge.tell
-
-    def tell(judge):
-        if mistakes:
-            raise mistakes.pop()
-        real(judge)
-
-    async with open_daemon(config) as (report, *_):
-        # Looked at as it happens: any packet that asks for judgement has all processes looked at anew, and opens again.
-        closed = []
-        monkeypatch.setattr(LiveFlows, "holders_unknown", lambda _: closed.append(report.status()))
-        monkeypatch.setattr(Judge, "tell", tell)
-        run("true")
-        with trio.fail_after(20):
-            while not closed or report.status()["state"] != "active":  # noqa: ASYNC110 -- nobody tells
-                await trio.sleep(0.01)
-        (status,) = closed
-        assert "blocked" == status["state"]
-        assert str(status["failure"]).endswith("ZeroDivisionError: by zero")
-        # That of the task which came first: two wait for the event, and the pump looks before it carries a packet.
-        assert 1 == sum(number for name, number in report.counters().items() if name.startswith("failed_"))
-
-
-@pytest.fixture
-def news(monkeypatch):
-    """There is some with every packet."""
-    made, hear_first = [], Pump.hear_first
-
-    def hear_this_first(pump, _):
-        made.append(os.eventfd(1))
-        hear_first(pump, made[-1])
-
-    monkeypatch.setattr(Pump, "hear_first", hear_this_first)
-    yield
-    for descriptor in made:
-        os.close(descriptor)
-
-
-@pytest.mark.netns
-@pytest.mark.parametrize("hearer", [Judge, Network])
-async def test_a_mistake_over_news_heard_before_a_batch_blocks_too(host, news, config, monkeypatch, hearer):
-    """L21: the news are gone with it, and the pump alone would go on as if there had been none."""
-    monkeypatch.setattr("tunsplit.tasks.organs.RETRY_S", 0.3)
-    mistakes = [ZeroDivisionError("by zero")]
-    real = hearer.hear
-
-    def hear(self):
-        if mistakes:
-            raise mistakes.pop()
-        real(self)
-
-    async with open_daemon(config) as (report, *_):
-        closed = []
-
-        def close(do, *given):
-            do(*given)
-            closed.append(report.status())
-
-        for kind, name in ((Judge, "fail"), (Network, "close_sides")):
-            real_close = getattr(kind, name)
-            monkeypatch.setattr(kind, name, lambda *given, do=real_close: close(do, *given))
-        monkeypatch.setattr(hearer, "hear", hear)
-        with socket(AF_INET, SOCK_DGRAM) as sender:
-            sender.sendto(b"any", (FAR4, 9))
-        with trio.fail_after(20):
-            while not closed or report.status()["state"] != "active":  # noqa: ASYNC110 -- nobody tells
-                await trio.sleep(0.01)
-        assert [("blocked", "what has happened is not known: ZeroDivisionError: by zero")] == [
-            (status["state"], status["failure"]) for status in closed
-        ]
-        assert 1 == report.counters()["failed_pump"]
 
 
 @pytest.mark.netns

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import trio
@@ -41,7 +40,7 @@ from tunsplit.kernel.sockdeaths import SocketDeaths
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.kernel.tun import Tun
 from tunsplit.names import NAT_FIRST, NAT_LAST
-from tunsplit.tasks import control, expiry, watchdog
+from tunsplit.tasks import control, expiry, treefile, watchdog
 from tunsplit.tasks.admit import Admit
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.chance import Chance
@@ -58,7 +57,7 @@ from tunsplit.tasks.localresolvers import LocalResolvers
 from tunsplit.tasks.narrow import Narrow
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.notices import Notices
-from tunsplit.tasks.organs import Organ
+from tunsplit.tasks.organs import Organ, closing
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.pump import Pump
 from tunsplit.tasks.report import Report
@@ -70,10 +69,8 @@ from tunsplit.tasks.upkeep import Upkeep
 from tunsplit.tasks.verbs import Verbs, on_hangup
 from tunsplit.wire.ip import UDP
 
-STATE = Path("/run/tunsplit")
 NICE = -10  # with less, a fifth of the orphans of `sh -c "program &"` was refused under load; with this, one in fifty
 FULL_PASS = 100  # passes over what has lived a little, of 7,000 objects each, before the next over everything
-SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +188,7 @@ async def _open_daemon(
         diag, conntrack = stack.enter_context(SockDiag()), stack.enter_context(Conntrack())
         deaths = stack.enter_context(SocketDeaths(UDP))
         processes = stack.enter_context(Processes())
-        judge = Judge(policy_of(config), processes, state_file())
+        judge = Judge(policy_of(config), processes, treefile.path_here())
         stack.callback(judge.close)
         stack.callback(judge.save_now)
         resolvers = LocalResolvers(diag, processes)
@@ -333,15 +330,16 @@ async def _open_daemon(
                 judge.fail(why)
                 live.holders_unknown()
 
-            def hear() -> None:
-                for step, close in ((network.hear, network.close_sides), (judge.hear, close_judged)):
-                    try:
-                        step()
-                    except Exception as error:  # and the pump is begun anew
-                        close(f"what has happened is not known: {type(error).__name__}: {error}")
-                        raise
+            def hear_network() -> None:
+                with closing(network.close_sides):
+                    network.hear()
 
-            pump.before_batch, pump.before_carried_out = hear, network.hear
+            def hear() -> None:
+                hear_network()
+                with closing(close_judged):
+                    judge.hear()
+
+            pump.before_batch, pump.before_carried_out = hear, hear_network
             judge.on_subscribed = pump.hear_first
             for descriptor in (events.fileno(), judge.fileno()):
                 pump.hear_first(descriptor)
@@ -390,11 +388,3 @@ async def _open_daemon(
             nursery.start_soon(watchdog.reassure)
             yield Daemon(report, switch, host_config)
             nursery.cancel_scope.cancel()
-
-
-def state_file() -> Path:
-    """Where the process tree survives us: /run is shared by all network namespaces, so each has a file of its own."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        # Never given twice while the system runs, as an inode number is.
-        cookie = int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
-    return STATE / f"processes-{cookie}.json"

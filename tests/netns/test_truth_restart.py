@@ -5,14 +5,14 @@ import pytest
 from tests.netns.family import agent, bear, bear_daemon
 from tests.netns.sides import is_on, listed, look
 from tests.netns.stage import REFUSED, Stage, start_app, until
-from tunsplit.app import state_file
+from tunsplit.tasks import treefile
 
 pytestmark = pytest.mark.netns
 
 
 async def until_saved(lab):
     """Wait until the tree was written with all that has happened so far."""
-    file = await lab.host.call(state_file)
+    file = await lab.host.call(treefile.path_here)
 
     def written():
         status = file.stat() if file.exists() else None

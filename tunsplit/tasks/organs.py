@@ -9,7 +9,8 @@ event. The log has each kind of failure once, with its traceback.
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import trio
@@ -45,3 +46,13 @@ class Organ(NamedTuple):
                     logged.add(type(error))
                     logger.exception("a mistake of ours: a task is begun anew", extra={"task": self.name})
             await trio.sleep(RETRY_S)
+
+
+@contextmanager
+def closing(close: Callable[[str], None]) -> Iterator[None]:
+    """Hear of something; if that fails, what hangs on it is closed: the news are gone with the failure."""
+    try:
+        yield
+    except Exception as error:  # and whoever hears is begun anew
+        close(f"what has happened is not known: {type(error).__name__}: {error}")
+        raise

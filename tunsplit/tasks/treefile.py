@@ -7,13 +7,24 @@ before the next daemon looks, was missed.
 import json
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 
+STATE = Path("/run/tunsplit")
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
 KEPT_S = 7 * 86400.0  # for how long a tree that no daemon keeps is there for the next one
 GAP_S = 60.0  # without us, after which who was born meanwhile is believed as at a first start
 
 logger = logging.getLogger(__name__)
+
+
+def path_here() -> Path:
+    """Where it is kept: /run is shared by all network namespaces, so each has a file of its own."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        # Never given twice while the system runs, as an inode number is.
+        cookie = int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+    return STATE / f"processes-{cookie}.json"
 
 
 class TreeFile:
