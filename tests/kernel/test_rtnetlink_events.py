@@ -22,6 +22,8 @@ from tunsplit.host import (
     Rule,
 )
 from tunsplit.kernel import rtnetlink as rtnetlink_module
+from tunsplit.kernel.netlink import message
+from tunsplit.kernel.rtmessages import RTM_NEWNEIGH
 from tunsplit.kernel.rtnetlink import Change, Event, Loss, NeighbourEvents, Rtnetlink, RtnetlinkEvents
 from tunsplit.names import ROUTE_PROTOCOL
 
@@ -134,6 +136,13 @@ def test_so_are_lost_neighbours(host):
 
         assert events.read() is None
         assert [] == events.read()
+
+
+def test_a_neighbour_that_cannot_be_understood_counts_as_lost(host, monkeypatch):
+    cut = message(RTM_NEWNEIGH, 0, 0, bytes(3))
+    with NeighbourEvents() as events:
+        monkeypatch.setattr(events, "_datagrams", lambda: iter([cut]))
+        assert events.read() is None
 
 
 def test_the_sockets_are_not_inherited():
