@@ -180,8 +180,14 @@ def test_the_tun_of_forwarded_packets_is_nobodys_elses():
         )] == chain("unforwarded", facts)  # fmt: skip
         assert 'iifname { "tunsplit1" } counter name arrived_elsewhere drop' in chain("arrived", facts)
         assert 'oifname { "tunsplit0" } ct status snat counter name rewritten drop' in chain("unwritten", facts)
-        elsewhere = 'iifname != { "lo", "tunsplit0", "tunsplit1" } ip daddr { 10.128.0.5 }'
+        elsewhere = 'ip daddr { 10.128.0.5 } iifname != { "lo", "tunsplit0", "tunsplit1" }'
         assert f"{elsewhere} counter name arrived_for_other_side drop" in chain("arrive", facts)
+
+
+def test_what_we_have_written_passes_at_once_what_is_for_others():
+    for name in ("arrive", "arrived"):
+        assert 'iifname { "tunsplit0" } accept' == chain(name)[1]
+    assert 'iifname != { "eth0", "wg0" } accept' == chain("replies")[1]
 
 
 def test_what_the_kernel_answers_to_strangers_does_not_fill_the_tun():
@@ -283,5 +289,5 @@ def test_what_comes_by_the_tunnel_is_for_the_tunnels_address_and_not_in_the_loca
     ]
     facts = replace(LAN, lan_networks=(*LAN.lan_networks, ip_network("fe80::/64")))
 
-    assert expected == [rule for rule in chain("arrive", facts) if "drop" in rule and not rule.startswith("iifname !=")]
-    assert [expected[0]] == [rule for rule in chain("arrive") if "drop" in rule and not rule.startswith("iifname !=")]
+    assert expected == [rule for rule in chain("arrive", facts) if "drop" in rule and "iifname !=" not in rule]
+    assert [expected[0]] == [rule for rule in chain("arrive") if "drop" in rule and "iifname !=" not in rule]

@@ -168,6 +168,7 @@ def _firewall(facts: RulesetFacts) -> Iterator[tuple[str, str, Iterator[str]]]:
 
 def _arrive(facts: RulesetFacts) -> Iterator[str]:
     uplinks, tunnel = device_set(facts.uplinks), device_set([facts.tunnel])
+    yield _is_ours(facts)
     # What a neighbour on another network can send to the tunnel's address tells it of the tunnel's flows, and
     # injects into them (CVE-2019-14899). Before conntrack, so that nothing rewrites the address first.
     tunnels = (f"{family} daddr @{SETS_TUNNEL['inet'][version]}" for version, family in ((4, "ip"), (6, "ip6")))
@@ -178,7 +179,8 @@ def _arrive(facts: RulesetFacts) -> Iterator[str]:
     ):
         elsewhere = f"iifname != {device_set([*_inner(facts), *within])}"
         for matched in matches:
-            yield f"{elsewhere} {matched} counter name arrived_for_other_side drop"
+            # The address first: to find a name in a set is dearer.
+            yield f"{matched} {elsewhere} counter name arrived_for_other_side drop"
     # Likewise what comes by the tunnel for the uplink's: an excluded server would answer it there, and show the VPN's
     # server, or who is behind it, the way to this host beside the tunnel.
     yield (
@@ -190,6 +192,11 @@ def _arrive(facts: RulesetFacts) -> Iterator[str]:
     if uplinks:
         yield f"iifname {uplinks} meta mark 0 meta mark set {MARK_UPLINK:#x}"
     yield f"iifname {tunnel} meta mark 0 meta mark set {MARK_TUNNEL:#x}"
+
+
+def _is_ours(facts: RulesetFacts) -> str:
+    """What comes out of the tun we have written: nothing here is for it, and it is to take no longer than it must."""
+    return f"iifname {device_set([facts.tun])} accept"
 
 
 def _forged(facts: RulesetFacts) -> Iterator[str]:
@@ -218,6 +225,7 @@ def _arrive_arp(facts: RulesetFacts) -> Iterator[str]:
 
 
 def _arrived(facts: RulesetFacts) -> Iterator[str]:
+    yield _is_ours(facts)
     # An answer to a guest of whom conntrack knows no more; no socket of this host has asked.
     yield f"iifname {device_set([facts.forwarded])} counter name arrived_elsewhere drop"
     # Another way for one destination, which every table's routes would take up (net/ipv4/route.c, __ip_do_redirect): a
@@ -233,10 +241,10 @@ def _arrived(facts: RulesetFacts) -> Iterator[str]:
 
 
 def _replies(facts: RulesetFacts) -> Iterator[str]:
-    sides = device_set([*facts.uplinks, facts.tunnel])
+    yield f"iifname != {device_set([*facts.uplinks, facts.tunnel])} accept"
     # The kernel would answer with RST, port unreachable, or deliver an echo reply twice. Its own flows and sockets in
     # the range live on: they are in conntrack, or their port is not in the set.
-    new = f"iifname {sides} ct state != {{ established, related }}"
+    new = "ct state != { established, related }"
     yield f"{new} tcp dport @{SET_TCP} counter name replies drop"
     yield f"{new} udp dport @{SET_UDP} counter name replies drop"
     yield f"{new} icmp type echo-reply icmp id @{SET_ECHO4} counter name replies drop"
@@ -328,7 +336,7 @@ def _steer(facts: RulesetFacts) -> Iterator[str]:
 
 def _unsteered(facts: RulesetFacts) -> Iterator[str]:
     # Marked for the tun, and yet elsewhere: the mark's rule was missing, or someone else set the mark.
-    yield f"oifname != {device_set(_inner(facts))} meta mark {MARK_STEER:#x} counter name steered_unrouted drop"
+    yield f"meta mark {MARK_STEER:#x} oifname != {device_set(_inner(facts))} counter name steered_unrouted drop"
 
 
 def _unwritten(facts: RulesetFacts) -> Iterator[str]:
