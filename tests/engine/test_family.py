@@ -157,49 +157,49 @@ def test_what_an_ancestor_runs_now_stands_in_for_nobody(story, monkeypatch):
     assert ["inherited from 11 (/usr/bin/firefox), which has exited"] == story.words(13)
 
 
-def kin(story, pid, most=32):
-    found = story.tree.kin(pid, most)
+def heirs(story, pid, most=32):
+    found = story.tree.heirs(pid, most)
     return None if found is None else sorted(found)
 
 
 def test_who_may_have_inherited_a_descriptor_is_known_also_beyond_the_dead(story):
     for parent, child in ((1, 10), (10, 11), (11, 12), (12, 13), (10, 14), (1, 20), (20, 21)):
         story.fork(parent, child)
-    assert [1, 11, 12, 13, 14] == kin(story, 10)
+    assert [11, 12, 13, 14] == heirs(story, 10)
     story.exit(12)
     story.exit(14)  # nobody has anything of his
-    assert [1, 11, 13] == kin(story, 10)
+    assert [11, 13] == heirs(story, 10)
     story.exit(10)
-    assert [1, 11] == kin(story, 13)
-    assert kin(story, 99) is None
+    assert [] == heirs(story, 13)
+    assert heirs(story, 99) is None
 
 
-def test_too_many_relatives_are_nobodys_to_look_at(story):
+def test_too_many_heirs_are_nobodys_to_look_at(story):
     for parent, child in ((1, 10), (10, 11), (1, 20), (20, 21)):
         story.fork(parent, child)
-    assert [1, 11] == kin(story, 10, most=1)
+    assert [11] == heirs(story, 10, most=1)
     story.fork(11, 12)
-    assert kin(story, 10, most=1) is None
+    assert heirs(story, 10, most=1) is None
 
 
-def test_who_was_born_unseen_may_be_anybodys_kin_until_he_is_gone(story):
+def test_who_was_born_unseen_may_be_anybodys_heir_until_he_is_gone(story):
     """Alive, or dead with descendants; also one whose line was cut, or who comes back as another thread's exec."""
     story.fork(1, 10)
     story.fork(99, 11)
     story.fork(11, 12)
-    assert [1, 11, 12] == kin(story, 10)
+    assert [11, 12] == heirs(story, 10)
     story.exit(11)
-    assert [1, 12] == kin(story, 10)
+    assert [12] == heirs(story, 10)
     story.exit(12)
-    assert [1] == kin(story, 10)
+    assert [] == heirs(story, 10)
     story.fork(98, 13)
     story.exit(13)
-    assert [1] == kin(story, 10)
+    assert [] == heirs(story, 10)
     story.exec(13, CURL)  # its leader had ended, not the process
-    assert [1, 13] == kin(story, 10)
+    assert [13] == heirs(story, 10)
     story.exit(13)
     story.fork(13, 14)  # by a thread that was left
-    assert [1, 14] == kin(story, 10)
+    assert [14] == heirs(story, 10)
 
 
 def test_who_is_adopted_anew_stays_a_child(story, monkeypatch):
@@ -207,12 +207,12 @@ def test_who_is_adopted_anew_stays_a_child(story, monkeypatch):
     story.tree.rescan([INIT, runs(10, SH), runs(11, CURL, 10)], birth=Birth.PICTURED)
     story.tree.fork(10, 11, 11)  # the event was queued when we looked
     assert Birth.SEEN is story.tree.birth(11, 11)
-    assert [1, 11] == kin(story, 10)
+    assert [11] == heirs(story, 10)
 
 
-def test_of_a_line_that_was_cut_everybody_may_be_kin(story, monkeypatch):
+def test_of_a_line_that_was_cut_everybody_may_be_heirs(story, monkeypatch):
     monkeypatch.setattr(family, "ANCESTORS", 0)
     for parent, child in ((1, 10), (10, 11), (1, 20)):
         story.fork(parent, child)
     story.exit(10)
-    assert [1, 11] == kin(story, 20)
+    assert [11] == heirs(story, 20)

@@ -313,26 +313,28 @@ def test_who_came_a_while_ago_is_no_newcomer(processes, monkeypatch):
 
 
 def test_what_events_tell_of_a_process_is_not_read_again(processes, monkeypatch):
-    with sockets() as one, sockets() as other:
+    with sockets() as one:
         holders(processes, inode(one))
         told = processes.recheck(inode(one)).process._replace(uid=12345, parent=0)
         processes.recall = lambda pid: told if pid == os.getpid() else None
         monkeypatch.setattr(procfs.Processes, "read", None)
-        assert told == processes.recheck(inode(other)).process
+        with sockets() as other:
+            assert told == processes.recheck(inode(other)).process
 
 
-def test_but_its_kin_is_looked_at(processes, apps):
+def test_but_its_heirs_are_looked_at(processes, apps):
     """Whoever it is said to have, or that there is no telling."""
-    with sockets() as one, sockets() as other:
+    with sockets() as one:
         holders(processes, inode(one))
         known = processes.recheck(inode(one)).process
         processes.recall = lambda _: known
-        kin: list[int] = []
-        processes.kin = lambda _: kin
-        assert processes.recheck(inode(other)) is not None
-        kin.append(apps.start(other))
-        assert processes.recheck(inode(other)) is None
-        processes.kin = lambda _: None
+        heirs: list[int] = []
+        processes.heirs = lambda _: heirs
+        with sockets() as other:
+            assert processes.recheck(inode(other)) is not None
+            heirs.append(apps.start(other))
+            assert processes.recheck(inode(other)) is None
+        processes.heirs = lambda _: None
         assert processes.recheck(inode(one)) is None
 
 
@@ -344,26 +346,45 @@ def test_a_process_that_has_shared_a_socket_is_always_searched_for(processes, ap
         assert processes.recheck(inode(own)) is None
 
 
-@pytest.mark.parametrize("who", ["child", "parent"])
-def test_a_socket_that_a_relative_holds_too_is_searched_for(processes, apps, who):
+def test_a_socket_that_a_child_holds_too_is_searched_for(processes, apps):
     with sockets() as sock:
         number = inode(sock)
-        if who == "child":
-            holders(processes, number)
-            apps.start(sock)
-        else:
-            other = sockets()
-            child = apps.start(sock, other)
-            other_number = inode(other)
-            other.close()
-            assert [child] == holders(processes, other_number)  # known to be alone with that one
-            assert processes.recheck(other_number) is not None
+        holders(processes, number)
+        apps.start(sock)
         assert processes.recheck(number) is None
         assert 2 == len(holders(processes, number))
 
 
+@pytest.mark.parametrize("who", ["parent", "sibling"])
+def test_a_socket_that_a_process_may_have_by_birth_is_searched_for(processes, apps, who):
+    """That it is known to be alone with another one tells nothing of those that it was born with."""
+    with sockets() as sock, sockets() as other:
+        number, other_number = inode(sock), inode(other)
+        sharing = {apps.start(sock, other)} | ({apps.start(sock)} if who == "sibling" else {os.getpid()})
+        other.close()
+        if who == "sibling":
+            sock.close()
+        assert 1 == len(holders(processes, other_number))
+        assert processes.recheck(other_number) is not None
+        assert processes.recheck(number) is None
+        assert sharing == set(holders(processes, number))
+
+
+def test_what_is_known_of_a_process_is_not_believed_of_the_next_with_its_pid(processes, monkeypatch):
+    with sockets() as sock:
+        number = inode(sock)
+        holders(processes, number)
+        me = processes.recheck(number).process
+        processes.recall = lambda _: me._replace(start_time=me.start_time + 1)
+        assert processes.recheck(number) is None
+        processes._alone[me.pid, me.start_time + 1] = True  # noqa: SLF001 -- as another search leaves it
+        assert processes.recheck(number) is None
+        with sockets() as other:  # the table that was read last is the other's
+            assert processes.recheck(inode(other)) is None
+
+
 def test_a_parent_of_too_many_is_searched_for(processes, apps, monkeypatch):
-    monkeypatch.setattr(procfs, "RELATIVES", 0)
+    monkeypatch.setattr(procfs, "HEIRS", 0)
     apps.start()
     with sockets() as sock:
         holders(processes, inode(sock))

@@ -1,6 +1,7 @@
 """Sockets that are not one app's alone (L11, L13, L27, L28): never guessed, and visible."""
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
@@ -42,31 +43,53 @@ async def test_a_socket_that_both_sides_inherited_is_nobodys(stage, included, ve
     assert {"uplink"} == await stage.where(payload=b"mine alone")
 
 
+OPEN = """
+owns = [socket.socket(family(server), socket.SOCK_DGRAM) for server in (SERVER4, SERVER6)]
+for number, own in enumerate(owns): own.bind(('', 4000 + number))
+"""
+INHERIT = "owns = [socket.socket(fileno=number) for number in numbers]"
+SEND = "for own, server in zip(owns, (SERVER4, SERVER6)): own.sendto(b'whose am i', (server, 7))"
+CLOSE = "for own in owns: own.close()"
+
+
+async def both_are_ambiguous(stage):
+    return [{("block", "ambiguous")}] * 2 == [await reasons(stage, port) for port in (4000, 4001)]
+
+
 async def test_a_fresh_socket_that_an_orphan_inherited_is_nobodys(stage, included):
     """L6, L28: forked twice, and of the other side's program; who else has the socket opens flows all the time."""
     assert await is_on(stage, included, "tunnel")
-    await included(
-        "owns = [socket.socket(family(server), socket.SOCK_DGRAM) for server in (SERVER4, SERVER6)]\n"
-        "for number, own in enumerate(owns): own.bind(('', 4000 + number))"
-    )
+    await included(OPEN)
     numbers = await included("[own.fileno() for own in owns]")
     orphan = await bear_daemon(included, stage.included, stage.excluded, numbers)
     assert await orphan("os.getppid()") != included.pid
-    send = "for own, server in zip(owns, (SERVER4, SERVER6)): own.sendto(b'whose am i', (server, 7))"
-    await orphan("owns = [socket.socket(fileno=number) for number in numbers]", numbers=numbers)
-    await orphan(send)
+    await orphan(INHERIT, numbers=numbers)
+    await orphan(SEND)
 
-    async def is_ambiguous():
-        return [{("block", "ambiguous")}] * 2 == [await reasons(stage, port) for port in (4000, 4001)]
-
-    await until(is_ambiguous, "both flows are shown as ambiguous")
+    await until(partial(both_are_ambiguous, stage), "both flows are shown as ambiguous")
     assert set() == await stage.where(payload=b"whose am i")
 
-    await included("for own in owns: own.close()")
+    await included(CLOSE)
     for own in (0, 1):
         await orphan(f"owns[{own}].sendto(b'mine alone', ((ROUTER4, ROUTER6)[{own}], 7))")
         await orphan(f"with contextlib.suppress(OSError): owns[{own}].recv(100)")
     assert {"uplink"} == await stage.where(payload=b"mine alone")
+
+
+async def test_a_fresh_socket_that_siblings_inherited_is_nobodys(stage, included):
+    """L28: of both sides' programs, which have opened flows of their own, from who has closed it since."""
+    await included(OPEN)
+    numbers = await included("[own.fileno() for own in owns]")
+    excluded, other = [await bear(included, agent(one), numbers) for one in (stage.excluded, stage.included)]
+    await included(CLOSE)
+    for sibling, side in ((other, "tunnel"), (excluded, "uplink")):
+        await sibling(INHERIT, numbers=numbers)
+        assert await is_on(stage, sibling, side)
+    await excluded(SEND)
+
+    await until(partial(both_are_ambiguous, stage), "both flows are shown as ambiguous")
+    await other(SEND)
+    assert set() == await stage.where(payload=b"whose am i")
 
 
 PASS = "with socket.socket(socket.AF_UNIX) as way: way.connect(path); socket.send_fds(way, [b'!'], [own.fileno()])"

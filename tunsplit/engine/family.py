@@ -64,15 +64,17 @@ class Family:
         """Ends were lost: those that are found now explain nothing."""
         self._orphans.clear()
 
-    def kin(self, node: Node, most: int) -> list[int] | None:
-        """Who lives and may share descriptors with a node by birth, as pids; None: too many.
+    def heirs(self, node: Node, most: int) -> list[int] | None:
+        """Who lives and may have descriptors of a node by birth, as pids; None: too many.
 
-        Those are its ancestors, its descendants, and with their descendants those whose parent is not known.
+        Those are its descendants, and with their descendants those whose parent is not known.
 
         Args:
             node: the one who is asked about.
-            most: how many there may be besides its ancestors, those counted who link the living to it.
+            most: how many there may be, those counted who link the living to it.
         """
+        if not node.children and not self._strangers:
+            return []
         seen = {node}
         ahead = [node, *self._strangers]
         while ahead:
@@ -82,7 +84,6 @@ class Family:
                 return None
             # Of the dead those who rest have nobody left, and may be many.
             ahead += [child for child in one.children if (child.alive or child.children) and child not in seen]
-        seen |= {*line_of(node)}
         return [one.pid for one in seen if one.alive and one is not node]
 
     def bear(self, node: Node, above: Node) -> bool:

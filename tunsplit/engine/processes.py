@@ -301,9 +301,9 @@ class ProcessTree:
         line = [] if (node := self.find(pid, start_time)) is None else [node, *line_of(node)]
         return [read for one in line if (read := one.last_read) is not None]
 
-    def kin(self, pid: int, most: int) -> list[int] | None:
-        """Who may share descriptors with a process by birth, see `Family.kin`; None also if it is not known."""
-        return None if (node := self._nodes.get(pid)) is None else self._family.kin(node, most)
+    def heirs(self, pid: int, most: int) -> list[int] | None:
+        """Who may have descriptors of a process by birth, see `Family.heirs`; None also if it is not known."""
+        return None if (node := self._nodes.get(pid)) is None else self._family.heirs(node, most)
 
     def recall(self, pid: int) -> Process | None:
         """What a living process is as of the last event, see `Node.recall`."""

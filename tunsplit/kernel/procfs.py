@@ -10,9 +10,12 @@ last pass still shows what he showed then (kernel/tables.py): so it takes 2 ms w
 and changes the program. A holder is asked for its program before its descriptor is looked at once more: if the
 socket is still there then, the program that was read did hold it.
 
-Guesses can be wrong for a while: a descriptor that was sent over a unix socket to somebody unrelated, or that
-siblings have from a parent who has closed it since, is not seen by `recheck`. So `scan_all` is to be run every
-few seconds.
+A socket that a process did not show when its table was last read, it has opened since. So nobody shares it by birth but
+who was born to that process later: neither its ancestors nor their other descendants, who may have what it had from
+them. That saves looking at all of these.
+
+Guesses can be wrong for a while: a descriptor that was sent over a unix socket is not seen by `recheck`. So `scan_all`
+is to be run every few seconds.
 
 /proc/loadavg ends with the number that was given last to a process or thread: as long as that is the same, nobody
 was born, and /proc need not be listed again.
@@ -43,7 +46,7 @@ CACHED = 4096  # entries of each cache
 RECENT = 8  # owners of the last flows whose next socket is guessed at
 NEWCOMERS = 4  # the last processes that were born or became another program …
 NEWCOMER_S = 2.0  # … no longer ago than this
-RELATIVES = 64  # whose descriptor a recheck compares
+HEIRS = 64  # whose descriptor a recheck compares
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -68,12 +71,13 @@ class Processes(Closing):
         self.keys = keys
         # Says what a process is as of this moment; None: it is to be read.
         self.recall: Callable[[int], Process | None] = lambda _: None
-        # Who may share descriptors with a process by birth, besides its parent; None: nobody can tell.
-        self.kin: Callable[[int], Collection[int] | None] = children
+        # Who may have descriptors of a process by birth; None: nobody can tell.
+        self.heirs: Callable[[int], Collection[int] | None] = children
         self._tables = Tables()
         self._user_namespace = os.readlink("/proc/self/ns/user")
-        self._owners: dict[int, tuple[int, str]] = {}  # inode → pid, descriptor
+        self._owners: dict[int, tuple[int, int, str]] = {}  # inode → pid, start time, descriptor
         self._recent: dict[int, str] = {}  # pid → descriptor of the last flows' owners, the newest last
+        self._newest_first = True  # whether the next flow is the newest's, sooner than the oldest's
         # pid and start time → whether it is known to hold its sockets alone
         self._alone: dict[tuple[int, int], bool] = {}
         self._newcomers: OrderedDict[int, float] = OrderedDict()  # when each came, by the monotonic clock
@@ -86,22 +90,26 @@ class Processes(Closing):
     def recheck(self, inode: int) -> Holder | None:
         """The holder of this socket, if it is who owned it before or who opened one of the last flows.
 
-        Only for processes that a full search has found to be the only holder of a socket, and if none of their
-        relatives holds this one; else None, and the answer is in `find_holders`.
+        Only for processes that a full search has found to be the only holder of a socket, which was this one or is
+        older than this one, and if none of their heirs holds it; else None, and the answer is in `find_holders`.
         """
         link = f"socket:[{inode}]"
         if known := self._owners.get(inode):
-            pid, descriptor = known
+            pid, _, descriptor = known
             if read_link(f"/proc/{pid}/fd/{descriptor}") == link:
-                return self._confirm_alone(pid, descriptor, link)
-        for pid, descriptor in reversed(self._recent.items()):
+                return self._confirm_alone(pid, descriptor, inode)
+        recent = list(self._recent.items())
+        # One opens a flow after the other; of several who do, mostly whoever has not for the longest time.
+        for tried, (pid, descriptor) in enumerate(reversed(recent) if self._newest_first else recent):
             if read_link(f"/proc/{pid}/fd/{descriptor}") == link:
-                return self._confirm_alone(pid, descriptor, link)
-        if self._recent:
-            pid, descriptor = next(reversed(self._recent.items()))
+                if 2 * tried >= len(recent):
+                    self._newest_first = not self._newest_first
+                return self._confirm_alone(pid, descriptor, inode)
+        if recent:
+            pid, descriptor = recent[-1]
             found = search(f"/proc/{pid}/fd", link, int(descriptor) if descriptor.isdecimal() else 0)
             if found is not None:
-                return self._confirm_alone(pid, found, link)
+                return self._confirm_alone(pid, found, inode)
         return None
 
     def expect(self, pid: int) -> None:
@@ -323,24 +331,32 @@ class Processes(Closing):
             return None
         return Holder(process, descriptor)
 
-    def _confirm_alone(self, pid: int, descriptor: str, link: str) -> Holder | None:
-        """The holder whose descriptor has just shown `link`, if none of its relatives shows it too."""
+    def _confirm_alone(self, pid: int, descriptor: str, inode: int) -> Holder | None:
+        """The holder whose descriptor has just shown this socket, if nobody else can have it by birth."""
+        link = f"socket:[{inode}]"
         recalled = self.recall(pid)
         # What it is as of before the descriptor was read need not be asked again.
         holder = self._confirm(pid, descriptor, link) if recalled is None else Holder(recalled, descriptor)
-        if holder is None:
+        if holder is None or not self._is_its_own(pid, holder.process.start_time, inode):
             return None
-        if not self._alone.get((pid, holder.process.start_time)):
+        heirs = self.heirs(pid)
+        if heirs is None or len(heirs) > HEIRS:
             return None
-        kin = self.kin(pid)
-        if kin is None or len(kin) > RELATIVES:
-            return None
-        for relative in {holder.process.parent, *kin}:
-            if relative and read_link(f"/proc/{relative}/fd/{descriptor}") == link:
+        for heir in heirs:
+            if read_link(f"/proc/{heir}/fd/{descriptor}") == link:
                 return None
         self._rechecked += 1
-        self._remember(int(link[8:-1]), [holder])
+        self._remember(inode, [holder])
         return holder
+
+    def _is_its_own(self, pid: int, start_time: int, inode: int) -> bool:
+        """Whether a process has a socket from nobody by birth: it was found alone with it, or has opened it since."""
+        if not self._alone.get((pid, start_time)):
+            return False
+        if (known := self._owners.get(inode)) is not None and known[:2] == (pid, start_time):
+            return True
+        table = self._tables.last(pid)
+        return table is not None and table.start_time == start_time and inode not in table.sockets
 
     def _remember(self, inode: int, found: list[Holder]) -> None:
         alone = len(found) == 1
@@ -349,7 +365,7 @@ class Processes(Closing):
             key = (process.pid, process.start_time)
             _store(self._alone, key, alone and self._alone.get(key, True), CACHED)
             if alone:
-                _store(self._owners, inode, (process.pid, descriptor), CACHED)
+                _store(self._owners, inode, (*key, descriptor), CACHED)
                 _store(self._recent, process.pid, descriptor, RECENT)
 
 

@@ -98,6 +98,11 @@ class Tables(Closing):
             return None
         return known.table
 
+    def last(self, pid: int) -> Table | None:
+        """What a process showed when it was last read, whatever it has done since; None: that is not remembered."""
+        known = self._known.get(pid)
+        return None if known is None else known.table
+
     def lately(self, pid: int) -> Table | None:
         """What a process with a large table showed in the last `LATELY_S`, which may have changed; None: read it."""
         known = self._known.get(pid)

@@ -39,7 +39,7 @@ REST = 20  # times as long as saving took, before it is saved again
 RETRY_S = 1.0
 MOST_BATCHES = 256  # of events before one packet is judged: a fork bomb must not keep us for ever
 MOST_ROUNDS = 8  # of programs that are read while others are started
-KIN = 32  # relatives of the holder of a socket who are looked at; of one with more, nothing is guessed
+HEIRS = 32  # of the holder of a socket who are looked at; of one with more, nothing is guessed
 UNTOLD = frozenset(("cmdline", "cgroup"))  # what may change without an event
 
 JUDGED = 4096  # processes whose verdict is remembered
@@ -87,7 +87,7 @@ class Judge:
         self._judged_as_of: tuple[Policy, int] = policy, 0  # … by this policy, and this state of the tree
         processes.keys = keys_of(policy.all_rules)
         processes.recall = self.recall
-        processes.kin = lambda pid: self.tree.kin(pid, KIN)
+        processes.heirs = lambda pid: self.tree.heirs(pid, HEIRS)
         saved, recent = (None, False) if self._file is None else self._file.load()
         self.tree = processstate.load(saved, policy.all_rules, self._look_at_all(), recent=recent)
 
