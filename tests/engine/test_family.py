@@ -216,3 +216,30 @@ def test_of_a_line_that_was_cut_everybody_may_be_heirs(story, monkeypatch):
         story.fork(parent, child)
     story.exit(10)
     assert [11] == heirs(story, 20)
+
+
+def line(story, pid, *born):
+    found = story.tree.line(pid, born)
+    return None if found is None else sorted(found)
+
+
+def test_what_a_process_was_born_with_only_those_may_have_whom_it_came_by(story):
+    """Up to the first who is older, and their children, of whom one may be made to look like a sibling."""
+    for parent, child in ((1, 10), (1, 20), (10, 11), (10, 12), (11, 13), (13, 14), (14, 15)):
+        story.fork(parent, child)
+    assert [13, 14] == line(story, 14)
+    assert [11, 13, 14] == line(story, 14, 13)
+    assert [10, 11, 12, 13, 14] == line(story, 14, 11, 13)
+    story.exit(13)
+    story.exit(12)
+    assert [10, 11, 14] == line(story, 14, 11, 13)
+
+
+def test_whose_birth_was_missed_has_no_line(story):
+    story.fork(99, 10)
+    story.fork(10, 11)
+    assert [10, 11] == line(story, 11)
+    assert line(story, 11, 10) is None
+    assert line(story, 10) is None
+    assert line(story, 1) is None
+    assert line(story, 99) is None

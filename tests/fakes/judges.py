@@ -82,9 +82,6 @@ class FakeSource:
         self.searches: list[list[int]] = []  # what was searched for at once
         self.users: dict[int, int] = {}
 
-    def note_newcomer(self, protocol: int, key: bytes) -> None:
-        pass
-
     def knows(self, port: int, executable: str, cookie: bytes | None = None) -> None:
         self.at_once[port] = Attribution("tcp socket", owner(executable), cookie)
         if cookie:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.apps import copy_of_cat, inode
-from tunsplit.kernel import descriptors, procfs
+from tunsplit.kernel import descriptors, newcomers, procfs
 
 RETURNS_AT_ONCE = Path("/bin/true").resolve()
 
@@ -291,24 +291,24 @@ def test_a_newcomer_is_found_without_a_search(processes, apps):
     with sockets() as sock:
         number = inode(sock)
         assert processes.newcomer(number) is None
-        processes.expect(os.getpid())
-        processes.expect(apps.start())
+        processes.newcomers.note(os.getpid())
+        processes.newcomers.note(apps.start())
         assert os.getpid() == processes.newcomer(number).process.pid
         assert processes.recheck(number) is None
 
 
 def test_only_the_latest_newcomers_are_looked_at(processes, apps):
     with sockets() as sock:
-        processes.expect(os.getpid())
-        for pid in range(1, procfs.NEWCOMERS + 1):
-            processes.expect(2**22 + pid)
+        processes.newcomers.note(os.getpid())
+        for pid in range(1, newcomers.LATEST + 1):
+            processes.newcomers.note(2**22 + pid)
         assert processes.newcomer(inode(sock)) is None
 
 
 def test_who_came_a_while_ago_is_no_newcomer(processes, monkeypatch):
     with sockets() as sock:
-        processes.expect(os.getpid())
-        monkeypatch.setattr(procfs, "NEWCOMER_S", -1.0)
+        processes.newcomers.note(os.getpid())
+        monkeypatch.setattr(newcomers, "LATE_S", -1.0)
         assert processes.newcomer(inode(sock)) is None
 
 

@@ -205,3 +205,51 @@ def test_without_help_of_the_kernel_everybody_is_read(known, apps, monkeypatch, 
 
         assert {inode(sock)} == read(known, pid).sockets.keys()
         assert known.unchanged(pid) is None
+
+
+# What is new
+
+
+def test_a_socket_is_new_that_nobody_showed_when_he_was_last_read(known, apps):
+    with socket.socket() as older:
+        pid = apps.start(older)
+        read(known, pid)
+        with socket.socket() as newer:
+            assert (False, True) == (known.is_new(inode(older)), known.is_new(inode(newer)))
+
+
+@pytest.mark.parametrize("why", ["no room", "too many sockets", "too many threads", "shared"])
+def test_nothing_is_new_while_somebody_is_not_remembered(known, apps, monkeypatch, why):
+    with socket.socket() as sock:
+        pid = apps.start(sock)
+        read(known, pid)
+        assert known.is_new(1)
+        with monkeypatch.context() as patch:
+            match why:
+                case "no room":
+                    patch.setattr(tables, "MOST_SOCKETS", 0)
+                case "too many sockets":
+                    patch.setattr(tables, "MOST_SOCKETS_OF_ONE", 1)
+                case "too many threads":
+                    patch.setattr(tables, "MOST_THREADS", 0)
+                case "shared":
+                    patch.setattr(descriptors, "share_table", lambda *_: None)
+            read(known, pid)
+            assert not known.is_new(1)
+        read(known, pid)
+        if why == "shared":  # the parent's has not been read since, either
+            assert not known.is_new(1)
+            read(known, os.getpid())
+        assert known.is_new(1)
+
+
+def test_who_has_ended_is_nobody_who_is_not_remembered(known):
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    wait_asleep(process.pid)
+    read(known, process.pid)
+    process.communicate()
+
+    assert known.unchanged(process.pid) is None
+    assert not known.is_new(1)  # that nobody knows yet
+    assert [] == list(known.read(process.pid, ()))
+    assert known.is_new(1)

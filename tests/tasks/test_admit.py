@@ -185,6 +185,18 @@ async def test_what_is_held_for_too_long_is_refused(gate, nursery, autojump_cloc
     assert 1 == gate.admit.counters["held_too_long"]
 
 
+async def test_a_search_goes_by_who_was_born_before_it(gate, nursery, monkeypatch):
+    gate.source.finds(5000, EXCLUDED)
+    gate.now = trio.current_time()
+    gate.passes(from_port(5000))
+    searches = []
+    monkeypatch.setattr(gate.judge, "prepare", lambda: searches.append(len(gate.source.searches)))
+    gate.run(nursery)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert [0, 1] == searches  # before it, and before the owner that it has found is judged
+
+
 async def test_what_is_too_late_is_not_searched_for(gate, nursery, autojump_clock):
     nursery.start_soon(gate.admit.release_late)
     gate.now = trio.current_time()

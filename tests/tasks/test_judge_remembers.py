@@ -10,7 +10,7 @@ from tunsplit.engine.matchers import CgroupRule, NameRule
 from tunsplit.engine.policy import LOCAL_RESOLVER, Judgement, Mode, Policy, Verdict
 from tunsplit.engine.reasons import Mark
 from tunsplit.engine.rules import Rule
-from tunsplit.kernel.procevents import Event, Exec
+from tunsplit.kernel.procevents import Event, Exec, Fork, Overrun
 from tunsplit.kernel.procfs import Processes
 from tunsplit.process import Process
 from tunsplit.tasks import judge as module
@@ -137,3 +137,19 @@ def test_what_is_remembered_is_bounded(world, monkeypatch):
     world.judged()
 
     assert 2 == world.asked
+
+
+def test_births_are_told_to_who_looks_for_holders(world, monkeypatch):
+    """And that some were lost; threads are no births, and of a line it can be asked."""
+    told: list[int | str] = []
+    monkeypatch.setattr(world.processes.newcomers, "note_birth", told.append)
+    monkeypatch.setattr(world.processes.newcomers, "lose_births", lambda: told.append("lost"))
+    pid, child = world.process.pid, 2**22 + 1
+    world.coming = [[Fork(pid, pid, child, child, 2**40), Fork(pid, pid, child + 1, pid, 2**40)]]
+    world.judge.prepare()
+    assert [child] == told
+    assert [child] == list(world.processes.heirs(pid))
+    assert {pid, child} == world.processes.newcomers.line(child, ())
+    world.coming = [[Overrun()]]
+    world.judge.prepare()
+    assert [child, "lost"] == told

@@ -1,5 +1,7 @@
 """The socket behind a packet, and who holds it: a program that is gone in the next moment."""
 
+import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,21 +25,25 @@ MANAGER, SERVICE, WORKER = (Holder(Process(pid, 100, 1, 0, None), "3") for pid i
 
 
 class FakeKernel:
-    """A socket, while it is `open`, and the newcomer who holds it."""
+    """A socket, while it is `open`, and the newcomer who holds it; `closes` once all sockets are looked through."""
 
     def __init__(self):
         self.open = self.is_newcomer = True
-        self.known = False
+        self.known = self.is_newborn = self.closes = False
         self.walk_s = 0.0
 
     def find(self, *_):
         return Socket(20000, 1000, b"cookie00", CLOSE, 0) if self.open else None
 
     def find_all_of(self, four_tuples):
+        self.open = self.open and not self.closes
         return {one: [self.find()] if self.open else [] for one in four_tuples}
 
     def recheck(self, _):
         return SENDER if self.known else None
+
+    def newborn(self, _):
+        return SENDER if self.is_newborn and self.open else None
 
     def newcomer(self, *_):
         return SENDER if self.is_newcomer and self.open else None
@@ -62,16 +68,18 @@ def searched(source):
     return answer
 
 
-def test_who_sends_and_ends_is_known_if_it_was_noted_in_time(source, kernel):
-    source.note_newcomer(UDP, KEY)
-    kernel.open = False
+@pytest.mark.parametrize("known", [False, True], ids=["newcomer", "known"])
+@pytest.mark.parametrize("walk_s", [0.0, sources.DEAR_S * 2])
+def test_who_sends_and_ends_is_known_if_it_was_noted_in_time(source, kernel, known, walk_s):
+    kernel.known, kernel.is_newcomer, kernel.walk_s = known, not known, walk_s
+    kernel.closes = True
     assert source.attribute(UDP, KEY) is None
     assert SENDER.process == searched(source).owner.process
 
 
 def test_who_is_gone_while_he_is_searched_for_is_who_was_noted(source, kernel):
     """His socket was another by then, and nobody held it."""
-    source.note_newcomer(UDP, KEY)
+    assert source.attribute(UDP, KEY) is None
     search = source.search([(UDP, KEY)])
     other = Socket(30000, 1000, b"another!", CLOSE, 0)
     kernel.find = lambda *_: other
@@ -85,35 +93,52 @@ def test_who_is_gone_while_he_is_searched_for_is_who_was_noted(source, kernel):
 
 def test_else_there_is_no_socket(source, kernel):
     kernel.is_newcomer = False
-    source.note_newcomer(UDP, KEY)
-    kernel.open = False
+    kernel.closes = True
     assert sources.NO_SOCKET == source.attribute(UDP, KEY)
 
 
 def test_a_note_is_for_one_packet_alone(source, kernel):
     """Whoever has the port next, and is gone too, is somebody else."""
-    for known in (True, False):
-        kernel.open, kernel.known = True, known
-        source.note_newcomer(UDP, KEY)
-        assert known == (source.attribute(UDP, KEY) is not None)
-        kernel.open = False
-        if not known:
-            source.note_newcomer(UDP, KEY)
-        assert sources.NO_SOCKET == source.attribute(UDP, KEY)
-
-
-def test_a_connection_outlives_its_first_packet_and_is_not_noted(source, kernel):
-    source.note_newcomer(TCP, KEY)
+    kernel.known = True
+    assert source.attribute(UDP, KEY) is not None
+    kernel.known = False
+    assert source.attribute(UDP, KEY) is None
     kernel.open = False
     assert sources.NO_SOCKET == source.attribute(UDP, KEY)
 
 
-def test_notes_are_bounded(source, monkeypatch):
+def test_notes_are_bounded(source, kernel, monkeypatch):
     monkeypatch.setattr(sources, "MOST_EARLY", 2)
-    keys = [ends(f"10.128.0.1:{port} > 198.51.100.1:7").key for port in range(5000, 5005)]
+    kernel.walk_s = sources.DEAR_S * 2
+    keys = [ends(f"10.128.0.1:{port} > 198.51.100.1:7").key for port in range(5000, 5010)]
     for key in keys:
-        source.note_newcomer(UDP, key)
+        kernel.known = not kernel.known
+        source.attribute(UDP, key)
     assert len(source._early) <= 2  # noqa: SLF001 -- what is bounded is not shown
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_a_newborn_is_not_searched_for(source, kernel, protocol):
+    kernel.is_newborn = True
+    found = source.attribute(protocol, KEY)
+    assert (SENDER.process, Certainty.EXACT) == (found.owner.holders[0], found.owner.certainty)
+
+
+def test_who_has_many_newborns_looked_at_is_searched_for(source, kernel, monkeypatch):
+    """Packets of all flows wait meanwhile, and a search gives way to them."""
+    kernel.is_newborn = True
+    clock = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    source = SocketSource(as_real(kernel), as_real(kernel))
+
+    def takes(seconds, _inode):
+        clock[0] += seconds
+        return SENDER
+
+    kernel.newborn = partial(takes, sources.OWED_S / 4)
+    assert [False, False, True] == [source.attribute(TCP, KEY) is None for _ in range(3)]
+    clock[0] += sources.OWED_S
+    assert source.attribute(TCP, KEY) is not None
 
 
 # Many at once
@@ -124,7 +149,7 @@ class FakeCrowd(FakeKernel):
 
     def __init__(self):
         super().__init__()
-        self.rechecked, self.holders, self.passes, self.walks = set(), {}, [], 0
+        self.rechecked, self.newborns, self.holders, self.passes, self.walks = set(), set(), {}, [], 0
         self.generation = 0  # of the sockets
 
     def find_all_of(self, four_tuples):
@@ -133,6 +158,9 @@ class FakeCrowd(FakeKernel):
 
     def recheck(self, inode):
         return SENDER if inode in self.rechecked else None
+
+    def newborn(self, inode):
+        return WORKER if inode in self.newborns else None
 
     def find_holders(self, inodes):
         self.passes.append(set(inodes))
@@ -162,6 +190,15 @@ def test_many_are_searched_for_in_one_pass(crowd):
     assert [SENDER.process] * 2 + [SERVICE.process] * 17 == [found[one].owner.process for one in FLOWS[:19]]
     assert found[FLOWS[19]].owner is None
     assert 2 == crowd.walks  # before the search and after it
+
+
+def test_a_few_are_looked_for_among_newborns_and_of_many_no_more(crowd):
+    crowd.newborns = {*PORTS}
+    crowd.holders = {port: [SERVICE] for port in PORTS}
+    found: Any = dict(filter(None, SocketSource(as_real(crowd), as_real(crowd)).search(FLOWS)))
+
+    newborns = [WORKER.process] * sources.FEW
+    assert newborns + [SERVICE.process] * (len(FLOWS) - sources.FEW) == [found[one].owner.process for one in FLOWS]
 
 
 def test_who_is_known_is_not_looked_for_twice(crowd):
@@ -217,6 +254,9 @@ class FakeListener(FakeKernel):
         return Socket(20000, 1000, b"listens!", LISTEN, 0)
 
     def recheck(self, _):
+        return None
+
+    def newborn(self, _):
         return None
 
     def find_holders(self, inodes):

@@ -19,7 +19,7 @@ off itself; one without is resting, or gone. No line has a loop.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from tunsplit.engine.reasons import Birth, Image, Node, has_program, line_of, process_of, traits_of
 
@@ -85,6 +85,24 @@ class Family:
             # Of the dead those who rest have nobody left, and may be many.
             ahead += [child for child in one.children if (child.alive or child.children) and child not in seen]
         return [one.pid for one in seen if one.alive and one is not node]
+
+    def line(self, node: Node, born: Collection[int]) -> set[int] | None:
+        """Who lives and may have what a node was born with, as pids; None: nobody can tell.
+
+        Those are who it was born of, up to the first who is older than what is asked about; and their other children,
+        for who is made with CLONE_PARENT has what a sibling had.
+
+        Args:
+            node: the one who is asked about.
+            born: the pids of all who are not older.
+        """
+        found: set[int] = set()
+        while node.birth is not Birth.MISSED and (above := node.parent) is not None:
+            found |= {one.pid for one in (above, *above.children) if one.alive}
+            if above.pid not in born:
+                return found
+            node = above
+        return None
 
     def bear(self, node: Node, above: Node) -> bool:
         """Give a new node its parent; False if the line has no room for it."""

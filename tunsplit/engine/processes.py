@@ -34,7 +34,7 @@ ask. `look` has no effect if the image is not the process's any more: what was r
 Fork costs one object. Dead nodes are kept for their descendants, and for a while (a last packet; exec by a thread).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from tunsplit.engine.asked import Asked
 from tunsplit.engine.family import Family
@@ -87,8 +87,7 @@ class ProcessTree:
         self._family.forget_orphans()
         there = {process.pid: process.start_time for process in processes}
         for node in [node for node in self._nodes.values() if node.alive]:
-            start_time = there.get(node.pid)
-            if start_time is not None and node.is_started_at(start_time):
+            if (start_time := there.get(node.pid)) is not None and node.is_started_at(start_time):
                 node.leader, node.threads = True, 0
             else:
                 if birth is Birth.MISSED:  # it may have become another program before it died
@@ -268,8 +267,7 @@ class ProcessTree:
 
     def find(self, pid: int, start_time: int) -> Node | None:
         """What is known of this process."""
-        node = self._nodes.get(pid)
-        return node if node is not None and node.is_started_at(start_time) else None
+        return node if (node := self._nodes.get(pid)) is not None and node.is_started_at(start_time) else None
 
     def reasons(self, pid: int, start_time: int) -> Reasons | None:
         """Why this process is on its side, a mark first; empty: it is not listed; None: nobody can tell.
@@ -298,12 +296,16 @@ class ProcessTree:
 
     def lineage(self, pid: int, start_time: int) -> list[Process]:
         """The process and its ancestors as last read, nearest first, as far as they are known."""
-        line = [] if (node := self.find(pid, start_time)) is None else [node, *line_of(node)]
-        return [read for one in line if (read := one.last_read) is not None]
+        node = self.find(pid, start_time)
+        return [] if node is None else [read for one in (node, *line_of(node)) if (read := one.last_read) is not None]
 
     def heirs(self, pid: int, most: int) -> list[int] | None:
         """Who may have descriptors of a process by birth, see `Family.heirs`; None also if it is not known."""
         return None if (node := self._nodes.get(pid)) is None else self._family.heirs(node, most)
+
+    def line(self, pid: int, born: Collection[int]) -> set[int] | None:
+        """Who may have what a process was born with, likewise."""
+        return None if (node := self._nodes.get(pid)) is None else self._family.line(node, born)
 
     def recall(self, pid: int) -> Process | None:
         """What a living process is as of the last event, see `Node.recall`."""
@@ -317,8 +319,7 @@ class ProcessTree:
         """Those who were asked for and stand elsewhere now: pid and start time. Asking names each once."""
         changed = set()
         for node, before, start_time in self._asked.take_suspects():
-            stand = self.stand(node)
-            if stand != before:
+            if (stand := self.stand(node)) != before:
                 self._asked.tell(node, stand, start_time)
                 changed.add((node.pid, start_time))
         return changed

@@ -24,12 +24,10 @@ What a process shows can change without exec: its user (setuid), its command lin
 cgroup (it may be moved). Holders are read anew for every flow.
 """
 
-# ruff: noqa: PTH115, PTH116 -- pathlib costs more than the system call, and this is the dear part
+# ruff: noqa: PTH115 -- pathlib costs more than the system call, and this is the dear part
 
 import os
-import time
 from bisect import bisect
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple, TypeVar
@@ -37,6 +35,7 @@ from typing import NamedTuple, TypeVar
 from tunsplit.errors import KernelError
 from tunsplit.kernel.closing import Closing
 from tunsplit.kernel.descriptors import children, closes_on_exec, read_link, search, sockets, tables_of_threads
+from tunsplit.kernel.newcomers import Newcomers
 from tunsplit.kernel.procpid import pids, read_file, read_process
 from tunsplit.kernel.tables import Table, Tables, open_process
 from tunsplit.process import Process
@@ -44,8 +43,6 @@ from tunsplit.process import Process
 PAUSE = 200  # descriptors read before the event loop gets its turn: 0.5 ms
 CACHED = 4096  # entries of each cache
 RECENT = 8  # owners of the last flows whose next socket is guessed at
-NEWCOMERS = 4  # the last processes that were born or became another program …
-NEWCOMER_S = 2.0  # … no longer ago than this
 HEIRS = 64  # whose descriptor a recheck compares
 
 Key = TypeVar("Key")
@@ -74,13 +71,13 @@ class Processes(Closing):
         # Who may have descriptors of a process by birth; None: nobody can tell.
         self.heirs: Callable[[int], Collection[int] | None] = children
         self._tables = Tables()
+        self.newcomers = Newcomers(self._tables)
         self._user_namespace = os.readlink("/proc/self/ns/user")
         self._owners: dict[int, tuple[int, int, str]] = {}  # inode → pid, start time, descriptor
         self._recent: dict[int, str] = {}  # pid → descriptor of the last flows' owners, the newest last
         self._newest_first = True  # whether the next flow is the newest's, sooner than the oldest's
         # pid and start time → whether it is known to hold its sockets alone
         self._alone: dict[tuple[int, int], bool] = {}
-        self._newcomers: OrderedDict[int, float] = OrderedDict()  # when each came, by the monotonic clock
         self._rechecked = self._scanned = self._descriptors = 0
 
     def close(self) -> None:
@@ -112,27 +109,29 @@ class Processes(Closing):
                 return self._confirm_alone(pid, found, inode)
         return None
 
-    def expect(self, pid: int) -> None:
-        """A process was born, or runs another program: it may send its first packet and be gone in a moment."""
-        self._newcomers[pid] = time.monotonic()
-        self._newcomers.move_to_end(pid)
-        if len(self._newcomers) > NEWCOMERS:
-            self._newcomers.popitem(last=False)
+    def newborn(self, inode: int) -> Holder | None:
+        """The holder of this socket, if it was born since the last pass over all processes, and nobody else holds it.
+
+        None also where it would take long to find that out; then the answer is in `find_holders`.
+
+        Raises:
+            KernelError: as `find_holders`.
+        """
+        if (found := self.newcomers.find_alone(inode)) is None:
+            return None
+        if (holder := self._confirm(*found, f"socket:[{inode}]")) is not None:
+            self._rechecked += 1
+            self._remember(inode, [holder])
+        return holder
 
     def newcomer(self, inode: int, user: int | None = None) -> Holder | None:
-        """One of the last newcomers, if it holds this socket now; others may as well, which a search has to find.
+        """One of the latest newcomers, if it holds this socket now; others may as well, which a search has to find.
 
         With a `user`, who has created the socket and is not root, only those that are his are looked at.
         """
         link = f"socket:[{inode}]"
-        since = time.monotonic() - NEWCOMER_S
-        for pid, came in reversed(self._newcomers.items()):
-            if came < since:
-                break
-            found = search(f"/proc/{pid}/fd", link) if not user or _user(pid) == user else None
-            if found is not None and (holder := self._confirm(pid, found, link)) is not None:
-                return holder
-        return None
+        holders = (self._confirm(*found, link) for found in self.newcomers.find(link, user))
+        return next(filter(None, holders), None)
 
     def find_holders(self, inodes: set[int]) -> Iterator[dict[int, list[Holder]] | None]:
         """All processes that hold these sockets, found in one pass; None before that now and then, to give way.
@@ -145,6 +144,7 @@ class Processes(Closing):
         """
         found: dict[int, dict[int, Holder]] = {}
         put_off: list[int] = []
+        births = self.newcomers.births
         for pids_then, rest in ((self._everybody(), put_off), (put_off, None)) if inodes else ():
             if found.keys() == inodes:
                 break
@@ -154,6 +154,8 @@ class Processes(Closing):
                 else:
                     for inode, holder in self._shown(*one, inodes):
                         found.setdefault(inode, {})[holder.process.pid] = holder
+            if rest is None or not put_off:
+                self.newcomers.cover(births)
         self._scanned += 1
         holders = {inode: list(of.values()) for inode, of in found.items()}
         for inode in inodes:
@@ -170,6 +172,7 @@ class Processes(Closing):
             KernelError: that cannot be seen.
         """
         holders: dict[int, set[tuple[int, int]]] = {}
+        births = self.newcomers.births
         for one in self._pass(inodes, self._everybody(), None):
             if one is None:
                 yield None
@@ -177,6 +180,7 @@ class Processes(Closing):
             pid, table = one
             for inode in table.sockets.keys() & inodes:
                 holders.setdefault(inode, set()).add((pid, table.start_time))
+        self.newcomers.cover(births)
         self._scanned += 1
         for inode in inodes - holders.keys():  # most of them, where many connections have just been closed
             self._owners.pop(inode, None)
@@ -367,13 +371,6 @@ class Processes(Closing):
             if alone:
                 _store(self._owners, inode, (*key, descriptor), CACHED)
                 _store(self._recent, process.pid, descriptor, RECENT)
-
-
-def _user(pid: int) -> int | None:
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except OSError:  # it has ended
-        return None
 
 
 def _last_pid() -> int:

@@ -22,6 +22,9 @@ in it.
 Some processes have thousands of descriptors and never rest. While their tables were read lately they are known well
 enough to look elsewhere first.
 
+What nobody showed when all were read last, somebody has got since. That can be told as long as everybody's table is
+remembered: who lives, and whose is not, is in `_blind`.
+
 A descriptor on schedstat reads in 1 µs, and not at all (ESRCH) when the thread has ended, whoever has its number then.
 Each keeps a page in the kernel.
 """
@@ -73,6 +76,7 @@ class Tables(Closing):
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most_files = min(MOST_FILES, soft // 4)
         self._known: dict[int, _Remembered] = {}
+        self._blind: set[int] = set()
         self._files = self._sockets = 0
 
     def close(self) -> None:
@@ -83,6 +87,7 @@ class Tables(Closing):
         """Forget whoever is not among these."""
         for pid in [pid for pid in self._known if pid not in pids]:
             self._forget(pid)
+        self._blind = {pid for pid in self._blind if pid in pids}
 
     def unchanged(self, pid: int) -> Table | None:
         """What a process showed when it was read, if it must still be that; None: read it."""
@@ -102,6 +107,12 @@ class Tables(Closing):
         """What a process showed when it was last read, whatever it has done since; None: that is not remembered."""
         known = self._known.get(pid)
         return None if known is None else known.table
+
+    def is_new(self, inode: int) -> bool:
+        """Whether nobody showed this socket when he was last read; False also if somebody is not remembered."""
+        if self._blind:
+            return False
+        return not any(known.table is not None and inode in known.table.sockets for known in self._known.values())
 
     def lately(self, pid: int) -> Table | None:
         """What a process with a large table showed in the last `LATELY_S`, which may have changed; None: read it."""
@@ -124,6 +135,7 @@ class Tables(Closing):
             KernelError: there is no room to look with.
         """
         if (directory := open_process(pid)) is None:
+            self._blind.discard(pid)
             return
         try:
             stat = parse_stat(read_file("stat", directory))
@@ -148,6 +160,7 @@ class Tables(Closing):
             yield 0, table
         except OSError as error:  # it has ended, and holds nothing any more
             descriptors.refuse_to_guess(error)
+            self._blind.discard(pid)
         finally:
             os.close(directory)
 
@@ -208,13 +221,16 @@ class Tables(Closing):
 
     def _set(self, pid: int, table: Table | None) -> None:
         known = self._known.get(pid)
+        self._blind.add(pid)
         if known is None:
             return
         self._sockets -= len(known.table.sockets) if known.table is not None else 0
         room = table is not None and self._sockets + len(table.sockets) <= MOST_SOCKETS
         known.table = table if room else None
         known.runs, known.descriptors = None, 0
-        self._sockets += len(known.table.sockets) if known.table is not None else 0
+        if known.table is not None:
+            self._blind.discard(pid)
+            self._sockets += len(known.table.sockets)
 
     def _forget(self, pid: int) -> None:
         self._set(pid, None)

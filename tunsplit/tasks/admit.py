@@ -177,7 +177,6 @@ class Admit:
                 user = self._source.user(unknown.protocol, unknown.key)
             # Who has others waiting waits too: to take in is dearer than to search for many at once.
             if user not in self._waiting:
-                self._source.note_newcomer(unknown.protocol, unknown.key)
                 self._judge.prepare()
                 for source in self._sources:
                     attribution = source.attribute(unknown.protocol, unknown.key)
@@ -222,6 +221,7 @@ class Admit:
                         self._failed(held, error, trio.current_time())
 
     async def _search_some(self, keys: list[Key]) -> None:
+        self._judge.prepare()  # the search goes by who was born
         for number, found in enumerate(search_all(self._sources, keys)):
             if found is not None and (held := self._hold.release(found[0])):
                 self.judge(held, found[1], trio.current_time())

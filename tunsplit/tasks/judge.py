@@ -88,6 +88,7 @@ class Judge:
         processes.keys = keys_of(policy.all_rules)
         processes.recall = self.recall
         processes.heirs = lambda pid: self.tree.heirs(pid, HEIRS)
+        processes.newcomers.line = lambda pid, born: self.tree.line(pid, born)
         saved, recent = (None, False) if self._file is None else self._file.load()
         self.tree = processstate.load(saved, policy.all_rules, self._look_at_all(), recent=recent)
 
@@ -354,6 +355,7 @@ class Judge:
             raise KernelError("processes are born faster than they can be taken in")
         if self._lost:  # the queue has been emptied, and goes on from here
             self.counters["process_events_overrun"] += 1
+            self._processes.newcomers.lose_births()
             # Who was born unseen may have inherited what it has from anybody, and run exec since.
             self._others.extend(self.tree.rescan(self._look_at_all()))
             self.on_lost()
@@ -365,12 +367,12 @@ class Judge:
             case Fork(_, parent, child, child_tgid, at):
                 if child == child_tgid:
                     tree.fork(parent, child, at)
-                    self._processes.expect(child)
+                    self._processes.newcomers.note_birth(child)
                 else:
                     tree.thread(child_tgid)
             case Exec(_, tgid, at):
                 tree.exec(tgid, at)
-                self._processes.expect(tgid)
+                self._processes.newcomers.note(tgid)
             case Exit(pid, tgid, at):
                 tree.exit(pid, tgid, at)
             case UidChanged(pid, tgid, _, at) if pid == tgid:

@@ -1,8 +1,9 @@
-"""How often the network task may look at the host: at once, unless it has had to look often of late.
+"""How often something may look that packets wait for: at once, unless it has had to look often of late.
 
-Theory of operation. A look blocks the event loop for the time that nft and the kernel take, and packets wait meanwhile.
-So each look owes them a rest of four times its own length: in the long run they have four fifths of the time. What
-is owed may add up to a bound, so that a device that goes and comes back is followed at once; time that passes pays it.
+Theory of operation. A look at the host, or for the holder of a socket, blocks the event loop for the time that it
+takes. So each look owes packets a rest of four times its own length: in the long run they have four fifths of the time.
+What is owed may add up to a bound, so that a device that goes and comes back is followed at once; time that passes pays
+it.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,11 @@ MOST_OWED_S = 1.0
 
 
 class Pace:
-    """Keeps account of what looks took; `now` tells the event loop's time in seconds."""
+    """Keeps account of what looks took; `now` tells the event loop's time, and up to `most_owed_s` may be owed."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], most_owed_s: float = MOST_OWED_S) -> None:
         self._now = now
+        self._most_owed_s = most_owed_s
         self._owed_s = 0.0
         self._paid = now()
 
@@ -24,4 +26,4 @@ class Pace:
         now = self._now()
         self._owed_s = max(0.0, self._owed_s - (now - took_s - self._paid)) + REST * took_s
         self._paid = now
-        return max(0.0, self._owed_s - MOST_OWED_S)
+        return max(0.0, self._owed_s - self._most_owed_s)

@@ -4,6 +4,7 @@ A packet from outside a socket of this network namespace has no owner here. Ever
 sent the packet counts: UDP sockets that share a port, and for echo and the other protocols the raw ones.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -15,10 +16,13 @@ from tunsplit.errors import KernelError
 from tunsplit.kernel import procnet
 from tunsplit.kernel.procfs import Holder, Processes
 from tunsplit.kernel.sockdiag import CONNECTED, LISTEN, SockDiag, Socket
+from tunsplit.tasks.pace import Pace
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 MOST_EARLY = 4096  # flows whose holder is noted while they wait for the search
 DEAR_S = 0.0005  # what a walk over all UDP sockets takes when one is to serve many flows
+FEW = 2  # sockets of a search whose holder is looked for among newborns: 1 ms each …
+OWED_S = 0.02  # … as long as packets have not waited longer for such looks than a quarter of this
 PAUSE = 8  # sockets that are rechecked before others get their turn: 1 ms
 SERVICE_MANAGER = 1  # pid
 EXACT = Certainty.EXACT
@@ -48,12 +52,17 @@ class SocketSource:
         self._diag = diag
         self._processes = processes
         self._early: dict[bytes, _Early] = {}
+        self._pace = Pace(time.perf_counter, OWED_S)
+        self._rest_until = float("-inf")
         self._last_owner: Owner | None = None  # of many flows in a row, mostly: they share it
 
     def attribute(self, protocol: int, four_tuple: bytes) -> Attribution | None:
-        """Answer at once if every socket's holder is known from before, and it does not cost others too much."""
-        if protocol == UDP and self._diag.walk_s > DEAR_S:
-            return None
+        """Answer at once if every socket's holder is known from before, or newborn, and others do not wait too long."""
+        self._early.pop(four_tuple, None)
+        if protocol == UDP:
+            self._note_likeliest(four_tuple)
+            if self._diag.walk_s > DEAR_S:
+                return None
         found = self._find(protocol, four_tuple)
         if not found.inodes:
             if four_tuple in self._early:  # gone in this very moment
@@ -64,6 +73,8 @@ class SocketSource:
             holder = self._processes.recheck(inode)
             if holder is None:
                 self._note(four_tuple, found.inodes, found.cookie)
+                holder = self._newborn(inode)
+            if holder is None:
                 return None
             holders.append(holder)
         self._early.pop(four_tuple, None)
@@ -79,7 +90,10 @@ class SocketSource:
             inodes = dict.fromkeys(inode for found in wanted.values() for inode in found.inodes)
             holders: dict[int, list[Holder]] = {}
             for number, inode in enumerate(inodes):
-                if (holder := self._processes.recheck(inode)) is not None:
+                holder = self._processes.recheck(inode)
+                if holder is None and number < FEW:
+                    holder = self._newborn(inode)
+                if holder is not None:
                     holders[inode] = [holder]
                 if not (number + 1) % PAUSE:
                     waited = True
@@ -101,23 +115,38 @@ class SocketSource:
                     wanted[key] = _with(now[key], early[key])
                     yield None
 
-    def note_newcomer(self, protocol: int, four_tuple: bytes) -> None:
-        """Note who holds the likeliest socket at this moment, if it is a newcomer: it may be gone in the next.
+    def _newborn(self, inode: int) -> Holder | None:
+        """The holder of a new socket, if it can be told at once, see `Processes.newborn`, and not too often."""
+        began = time.perf_counter()
+        if began < self._rest_until:
+            return None
+        holder = self._processes.newborn(inode)
+        ended = time.perf_counter()
+        self._rest_until = ended + self._pace.looked(ended - began)
+        return holder
 
-        Raises:
-            KernelError: sock_diag cannot answer.
-        """
-        self._early.pop(four_tuple, None)
-        if protocol == UDP and (socket := self._diag.find(protocol, four_tuple)) is not None and socket.inode:
+    def _note_likeliest(self, four_tuple: bytes) -> None:
+        """Note who holds the likeliest UDP socket at this moment: it may be gone in the next."""
+        socket = self._diag.find(UDP, four_tuple)
+        if socket is None or not socket.inode:
+            return
+        if (holder := self._processes.recheck(socket.inode)) is not None:
+            self._keep(four_tuple, _Early({socket.inode: holder}, socket.cookie))
+        else:
             self._note(four_tuple, (socket.inode,), socket.cookie, socket.uid)
 
     def _note(self, four_tuple: bytes, inodes: Iterable[int], cookie: bytes | None, user: int | None = None) -> None:
-        early = {inode: holder for inode in inodes if (holder := self._processes.newcomer(inode, user)) is not None}
+        """Note those of the newcomers who hold these sockets."""
+        before = self._early.get(four_tuple, NOT_NOTED).holders
+        left = [inode for inode in inodes if inode not in before]
+        early = {inode: holder for inode in left if (holder := self._processes.newcomer(inode, user)) is not None}
         if early:
-            if len(self._early) >= MOST_EARLY:
-                self._early.clear()
-            before = self._early.get(four_tuple, NOT_NOTED).holders
-            self._early[four_tuple] = _Early(before | early, cookie)
+            self._keep(four_tuple, _Early(before | early, cookie))
+
+    def _keep(self, four_tuple: bytes, early: _Early) -> None:
+        if len(self._early) >= MOST_EARLY:
+            self._early.clear()
+        self._early[four_tuple] = early
 
     def cookie(self, protocol: int, four_tuple: bytes, *, all_sockets: bool = True) -> bytes | None:
         """The cookie of the socket that sends this flow now; None where there is none, or no way to tell.

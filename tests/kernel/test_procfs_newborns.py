@@ -1,0 +1,180 @@
+"""The holder of a new socket, if it is who was born since all processes were looked through: told without a search."""
+
+import os
+import socket
+
+import pytest
+
+from tests.apps import inode
+from tunsplit.kernel import descriptors, newcomers, procfs, tables
+
+SOME_PID = 2**22 + 1  # nobody's
+
+
+class World:
+    """Processes that are all there are, the test's own among them."""
+
+    def __init__(self, processes, apps):
+        self.processes = processes
+        self.apps = apps
+        self.there = [os.getpid()]
+        processes.newcomers._own = 0  # noqa: SLF001 -- the test's own process is one of many here
+        processes.newcomers.line = lambda *_: {os.getpid(), *self.siblings}
+        self.siblings: set[int] = set()
+
+    def look(self):
+        """A pass over all."""
+        list(self.processes.scan_all({1}))
+
+    def bear(self, *inherited, heard=True):
+        pid = self.apps.start(*inherited)
+        self.there.append(pid)
+        if heard:
+            self.processes.newcomers.note_birth(pid)
+        return pid
+
+
+@pytest.fixture
+def world(processes, apps, monkeypatch):
+    world = World(processes, apps)
+    monkeypatch.setattr(procfs, "pids", lambda: list(world.there))
+    monkeypatch.setattr(procfs, "_last_pid", lambda: 1)
+    return world
+
+
+@pytest.fixture
+def own():
+    """A socket, opened when it is called."""
+    opened = []
+
+    def open_socket():
+        opened.append(socket.socket(type=socket.SOCK_DGRAM))
+        return opened[-1], inode(opened[-1])
+
+    yield open_socket
+    for one in opened:
+        one.close()
+
+
+def test_who_was_born_since_and_holds_it_alone_is_found_at_once(world, own):
+    world.look()
+    sock, number = own()
+    other, _ = own()
+    pid = world.bear(sock)
+    world.bear(other)
+    sock.close()
+
+    assert pid == world.processes.newborn(number).process.pid
+    assert pid == world.processes.recheck(number).process.pid  # as by a search
+    assert {"rechecked": 2, "scanned": 1}.items() <= world.processes.statistics().items()
+
+
+@pytest.mark.parametrize("who", ["parent", "sibling", "newborn"])
+def test_who_else_may_have_it_by_birth_is_looked_at(world, own, who):
+    world.look()
+    sock, number = own()
+    world.bear(sock)
+    if who == "sibling":  # of one made with CLONE_PARENT
+        world.siblings = {world.bear(sock, heard=False)}
+    elif who == "newborn":
+        world.bear(sock)
+    if who != "parent":
+        sock.close()
+
+    assert world.processes.newborn(number) is None
+
+
+def test_a_socket_that_was_there_before_may_be_anybodys(world, own):
+    sock, number = own()
+    world.look()
+    world.bear(sock)
+    sock.close()
+
+    assert world.processes.newborn(number) is None
+
+
+def test_who_was_born_before_is_searched_for(world, own):
+    sock, number = own()
+    world.bear(sock)
+    world.look()
+
+    assert world.processes.newborn(number) is None
+
+
+@pytest.mark.parametrize("how", ["never looked", "lost", "too many", "no line", "shared", "long"])
+def test_where_there_is_no_telling_nobody_is_told(world, own, monkeypatch, how):
+    if how != "never looked":
+        world.look()
+    sock, number = own()
+    pid = world.bear(sock)
+    sock.close()
+    if how == "lost":
+        world.processes.newcomers.lose_births()
+        world.processes.newcomers.note_birth(pid)
+    elif how == "too many":
+        for _ in range(newcomers.MOST_BORN - 1):
+            world.processes.newcomers.note_birth(SOME_PID)
+        assert pid == world.processes.newborn(number).process.pid
+        world.processes.newcomers.note_birth(SOME_PID)
+    elif how == "no line":
+        world.processes.newcomers.line = lambda *_: None
+    elif how == "shared":  # as far as one can see
+        monkeypatch.setattr(descriptors, "share_table", lambda *_: None)
+    elif how == "long":
+        monkeypatch.setattr(newcomers, "MOST_READ", 2)
+
+    assert world.processes.newborn(number) is None
+
+
+def test_after_the_next_pass_it_is_told_again(world, own):
+    world.look()
+    world.processes.newcomers.lose_births()
+    world.look()
+    sock, number = own()
+    pid = world.bear(sock)
+    sock.close()
+
+    assert pid == world.processes.newborn(number).process.pid
+
+
+def test_who_is_born_during_a_pass_counts_as_born_since(world, own, monkeypatch):
+    sock, number = own()
+    pid = world.apps.start(sock)
+    sock.close()
+
+    def there():
+        world.processes.newcomers.note_birth(pid)
+        return [os.getpid()]
+
+    monkeypatch.setattr(procfs, "pids", there)
+    world.look()
+
+    assert pid == world.processes.newborn(number).process.pid
+
+
+def test_a_search_that_left_somebody_out_does_not_count_as_a_pass(world, own, monkeypatch):
+    """Who was read lately, and has many descriptors, is read again only for what is found nowhere else."""
+    monkeypatch.setattr(tables, "LARGE", 0)
+    world.look()
+    sock, number = own()
+    pid = world.bear(sock)
+    sock.close()
+    (found,) = filter(None, world.processes.find_holders({number}))
+    assert [pid] == [holder.process.pid for holder in found[number]]
+    sock, number = own()
+    later = world.bear(sock)
+    sock.close()
+
+    assert later == world.processes.newborn(number).process.pid
+    monkeypatch.setattr(newcomers, "MOST_READ", 0)
+    assert world.processes.newborn(number) is None  # both are looked at: none was covered
+
+
+def test_we_ourselves_are_not_looked_at(world, own, monkeypatch):
+    """We have hundreds of descriptors, and give none of them to whom we start."""
+    world.look()
+    sock, number = own()
+    pid = world.bear(sock)
+    world.processes.newcomers._own = os.getpid()  # noqa: SLF001 -- as it is outside of this test
+
+    assert pid == world.processes.newborn(number).process.pid
