@@ -242,4 +242,8 @@ def test_whose_birth_was_missed_has_no_line(story):
     assert line(story, 11, 10) is None
     assert line(story, 10) is None
     assert line(story, 1) is None
+    story.tree.rescan(
+        [INIT, runs(20, SH), runs(21, CURL, 20)]
+    )  # /proc tells of a parent, and not whether it is the true one
+    assert line(story, 21) is None
     assert line(story, 99) is None

@@ -297,6 +297,28 @@ def test_a_newcomer_is_found_without_a_search(processes, apps):
         assert processes.recheck(number) is None
 
 
+def test_a_newcomer_of_another_user_is_not_looked_at(processes):
+    """Who has created a socket, and is not root, has it still, unless it was passed."""
+    with sockets() as sock:
+        processes.newcomers.note(os.getpid())
+        assert processes.newcomer(inode(sock), 65534) is None
+        assert processes.newcomer(inode(sock), 0) is not None
+
+
+def test_whoever_is_likely_to_have_the_next_socket_is_tried_first(processes, monkeypatch):
+    """Of one who opens flow after flow, the newest; of several who take turns, the oldest."""
+    tried: list[str] = []
+    monkeypatch.setattr(procfs, "read_link", lambda path: tried.append(path) or f"socket:[{path.split('/')[2]}]")
+    monkeypatch.setattr(processes, "_confirm_alone", lambda *_: None)
+    processes._recent = dict.fromkeys(range(1, 9), "3")  # noqa: SLF001 -- as eight flows leave it, of 8 the last
+    lengths = []
+    for holder in (8, 8, 1, 1, 2, 8, 8):
+        tried.clear()
+        processes.recheck(holder)
+        lengths.append(len(tried))
+    assert [1, 1, 8, 1, 2, 8, 1] == lengths
+
+
 def test_only_the_latest_newcomers_are_looked_at(processes, apps):
     with sockets() as sock:
         processes.newcomers.note(os.getpid())

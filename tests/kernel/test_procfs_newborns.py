@@ -103,6 +103,8 @@ def test_who_was_born_before_is_searched_for(world, own):
 
 @pytest.mark.parametrize("how", ["never looked", "lost", "too many", "no line", "shared", "long"])
 def test_where_there_is_no_telling_nobody_is_told(world, own, monkeypatch, how):
+    for _ in range(newcomers.MOST_BORN):
+        world.processes.newcomers.note_birth(SOME_PID)
     if how != "never looked":
         world.look()
     sock, number = own()
@@ -110,7 +112,6 @@ def test_where_there_is_no_telling_nobody_is_told(world, own, monkeypatch, how):
     sock.close()
     if how == "lost":
         world.processes.newcomers.lose_births()
-        world.processes.newcomers.note_birth(pid)
     elif how == "too many":
         for _ in range(newcomers.MOST_BORN - 1):
             world.processes.newcomers.note_birth(SOME_PID)
@@ -121,7 +122,7 @@ def test_where_there_is_no_telling_nobody_is_told(world, own, monkeypatch, how):
     elif how == "shared":  # as far as one can see
         monkeypatch.setattr(descriptors, "share_table", lambda *_: None)
     elif how == "long":
-        monkeypatch.setattr(newcomers, "MOST_READ", 2)
+        monkeypatch.setattr(newcomers, "MOST_READ", 10)  # it has fewer, and its parent more
 
     assert world.processes.newborn(number) is None
 
@@ -152,22 +153,25 @@ def test_who_is_born_during_a_pass_counts_as_born_since(world, own, monkeypatch)
     assert pid == world.processes.newborn(number).process.pid
 
 
-def test_a_search_that_left_somebody_out_does_not_count_as_a_pass(world, own, monkeypatch):
-    """Who was read lately, and has many descriptors, is read again only for what is found nowhere else."""
-    monkeypatch.setattr(tables, "LARGE", 0)
-    world.look()
-    sock, number = own()
-    pid = world.bear(sock)
-    sock.close()
-    (found,) = filter(None, world.processes.find_holders({number}))
-    assert [pid] == [holder.process.pid for holder in found[number]]
-    sock, number = own()
+@pytest.mark.parametrize("who", ["parent", "nobody"])
+def test_a_search_counts_as_a_pass_though_it_puts_somebody_off(world, own, monkeypatch, who):
+    """What those have opened since then, who is born later has from them: they are looked at."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "LARGE", 0)
+        world.look()
+        world.processes.newcomers.lose_births()
+        sock, number = own()  # by who is put off
+        other, other_number = own()
+        pid = world.bear(other)
+        other.close()
+        *_, found = world.processes.find_holders({other_number})
+        assert [pid] == [holder.process.pid for holder in found[other_number]]
     later = world.bear(sock)
-    sock.close()
+    if who == "nobody":
+        sock.close()
+    holder = world.processes.newborn(number)
 
-    assert later == world.processes.newborn(number).process.pid
-    monkeypatch.setattr(newcomers, "MOST_READ", 0)
-    assert world.processes.newborn(number) is None  # both are looked at: none was covered
+    assert (None if who == "parent" else later) == (holder and holder.process.pid)
 
 
 def test_we_ourselves_are_not_looked_at(world, own, monkeypatch):

@@ -1,5 +1,6 @@
 """Tables of descriptors are remembered as long as nobody can have changed them, and no longer."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -241,6 +242,29 @@ def test_nothing_is_new_while_somebody_is_not_remembered(known, apps, monkeypatc
             assert not known.is_new(1)
             read(known, os.getpid())
         assert known.is_new(1)
+
+
+def test_who_is_gone_need_not_be_remembered(known, apps, monkeypatch):
+    """Told by the list of all who are there, or found when he is read."""
+    pid = apps.start()
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "MOST_THREADS", 0)
+            read(known, pid)
+        assert not known.is_new(1)
+        known.retain([pid])
+        assert not known.is_new(1)
+        known.retain([])
+        assert known.is_new(1)
+
+    def read_file(*_):
+        raise ProcessLookupError(errno.ESRCH, "")
+
+    monkeypatch.setattr(tables, "MOST_THREADS", 0)
+    read(known, pid)
+    monkeypatch.setattr(tables, "read_file", read_file)
+    assert [] == list(known.read(pid, ()))
+    assert known.is_new(1)
 
 
 def test_who_has_ended_is_nobody_who_is_not_remembered(known):

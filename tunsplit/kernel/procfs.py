@@ -154,8 +154,8 @@ class Processes(Closing):
                 else:
                     for inode, holder in self._shown(*one, inodes):
                         found.setdefault(inode, {})[holder.process.pid] = holder
-            if rest is None or not put_off:
-                self.newcomers.cover(births)
+            # Also without those who are put off: what one of them has opened since, who is born later has from him.
+            self.newcomers.cover(births)
         self._scanned += 1
         holders = {inode: list(of.values()) for inode, of in found.items()}
         for inode in inodes:
