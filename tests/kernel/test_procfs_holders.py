@@ -308,7 +308,12 @@ def test_a_newcomer_of_another_user_is_not_looked_at(processes):
 def test_whoever_is_likely_to_have_the_next_socket_is_tried_first(processes, monkeypatch):
     """Of one who opens flow after flow, the newest; of several who take turns, the oldest."""
     tried: list[str] = []
-    monkeypatch.setattr(procfs, "read_link", lambda path: tried.append(path) or f"socket:[{path.split('/')[2]}]")
+
+    def read_link(path):
+        tried.append(path)
+        return f"socket:[{path.split('/')[2]}]"
+
+    monkeypatch.setattr(procfs, "read_link", read_link)
     monkeypatch.setattr(processes, "_confirm_alone", lambda *_: None)
     processes._recent = dict.fromkeys(range(1, 9), "3")  # noqa: SLF001 -- as eight flows leave it, of 8 the last
     lengths = []
