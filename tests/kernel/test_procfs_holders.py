@@ -265,7 +265,9 @@ def test_a_holder_that_was_found_is_found_again_at_once(processes, apps):
 
 
 @pytest.mark.parametrize("already_open", [0, 20, 200])
-def test_the_next_socket_of_a_known_process_is_found_at_once(processes, already_open):
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_the_next_socket_of_a_known_process_is_found_at_once(processes, already_open, newest_first):
+    processes._newest_first = newest_first  # noqa: SLF001 -- whichever it was last
     others = [sockets() for _ in range(already_open)]
     with sockets() as first:
         holders(processes, inode(first))
@@ -322,6 +324,10 @@ def test_whoever_is_likely_to_have_the_next_socket_is_tried_first(processes, mon
         processes.recheck(holder)
         lengths.append(len(tried))
     assert [1, 1, 8, 1, 2, 8, 1] == lengths
+    processes.ended(8)
+    tried.clear()
+    processes.recheck(8)
+    assert 7 == len(tried)
 
 
 def test_only_the_latest_newcomers_are_looked_at(processes, apps):

@@ -38,7 +38,7 @@ class World:
 def world(processes, apps, monkeypatch):
     world = World(processes, apps)
     monkeypatch.setattr(procfs, "pids", lambda: list(world.there))
-    monkeypatch.setattr(procfs, "_last_pid", lambda: 1)
+    monkeypatch.setattr(procfs, "last_pid", lambda: 1)
     return world
 
 

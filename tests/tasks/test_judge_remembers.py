@@ -10,7 +10,7 @@ from tunsplit.engine.matchers import CgroupRule, NameRule
 from tunsplit.engine.policy import LOCAL_RESOLVER, Judgement, Mode, Policy, Verdict
 from tunsplit.engine.reasons import Mark
 from tunsplit.engine.rules import Rule
-from tunsplit.kernel.procevents import Event, Exec, Fork, Overrun
+from tunsplit.kernel.procevents import Event, Exec, Exit, Fork, Overrun
 from tunsplit.kernel.procfs import Processes
 from tunsplit.process import Process
 from tunsplit.tasks import judge as module
@@ -137,6 +137,15 @@ def test_what_is_remembered_is_bounded(world, monkeypatch):
     world.judged()
 
     assert 2 == world.asked
+
+
+def test_ends_are_told_to_who_looks_for_holders(world, monkeypatch):
+    told: list[int] = []
+    monkeypatch.setattr(world.processes, "ended", told.append)
+    pid = world.process.pid
+    world.coming = [[Exit(pid + 1, pid, 2**40), Exit(pid, pid, 2**40)]]
+    world.judge.prepare()
+    assert [pid] == told
 
 
 def test_births_are_told_to_who_looks_for_holders(world, monkeypatch):

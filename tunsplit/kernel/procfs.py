@@ -32,17 +32,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple, TypeVar
 
-from tunsplit.errors import KernelError
 from tunsplit.kernel.closing import Closing
 from tunsplit.kernel.descriptors import children, closes_on_exec, read_link, search, sockets, tables_of_threads
 from tunsplit.kernel.newcomers import Newcomers
-from tunsplit.kernel.procpid import pids, read_file, read_process
+from tunsplit.kernel.procpid import last_pid, pids, read_process
 from tunsplit.kernel.tables import Table, Tables, open_process
 from tunsplit.process import Process
 
 PAUSE = 200  # descriptors read before the event loop gets its turn: 0.5 ms
 CACHED = 4096  # entries of each cache
-RECENT = 8  # owners of the last flows whose next socket is guessed at
+RECENT = 32  # owners of the last flows whose next socket is guessed at
 HEIRS = 64  # whose descriptor a recheck compares
 
 Key = TypeVar("Key")
@@ -102,12 +101,18 @@ class Processes(Closing):
                 if 2 * tried >= len(recent):
                     self._newest_first = not self._newest_first
                 return self._confirm_alone(pid, descriptor, inode)
-        if recent:
-            pid, descriptor = recent[-1]
-            found = search(f"/proc/{pid}/fd", link, int(descriptor) if descriptor.isdecimal() else 0)
-            if found is not None:
-                return self._confirm_alone(pid, found, inode)
-        return None
+            if not tried and self._newest_first and (holder := self._recheck_all_of(pid, descriptor, inode)):
+                return holder
+        return None if self._newest_first or not recent else self._recheck_all_of(*recent[-1], inode)
+
+    def _recheck_all_of(self, pid: int, last: str, inode: int) -> Holder | None:
+        """The same for one process, by whichever descriptor, those first that follow its last one."""
+        found = search(f"/proc/{pid}/fd", f"socket:[{inode}]", int(last) if last.isdecimal() else 0)
+        return None if found is None else self._confirm_alone(pid, found, inode)
+
+    def ended(self, pid: int) -> None:
+        """A process has ended, and opens no flow any more."""
+        self._recent.pop(pid, None)
 
     def newborn(self, inode: int) -> Holder | None:
         """The holder of this socket, if it was born since the last pass over all processes, and nobody else holds it.
@@ -302,12 +307,12 @@ class Processes(Closing):
         before: set[int] = set()
         # Each round looks at who was born during the last; a fork bomb must not keep us for ever.
         for _ in range(3):
-            last = _last_pid()
+            last = last_pid()
             there = set(pids())
             self._tables.retain(there)
             yield from _newest_first(there - before, last)
             before |= there
-            if _last_pid() == last:
+            if last_pid() == last:
                 return
 
     def _held(self, pid: int, inodes: set[int] | None) -> Iterator[int]:
@@ -371,18 +376,6 @@ class Processes(Closing):
             if alone:
                 _store(self._owners, inode, (*key, descriptor), CACHED)
                 _store(self._recent, process.pid, descriptor, RECENT)
-
-
-def _last_pid() -> int:
-    """The number that was given last to a process or thread.
-
-    Raises:
-        KernelError: /proc is not what it should be.
-    """
-    try:
-        return int(read_file("/proc/loadavg").split()[-1])
-    except OSError as error:
-        raise KernelError(f"/proc/loadavg: {error.strerror}") from error
 
 
 def _newest_first(some: set[int], last: int) -> list[int]:

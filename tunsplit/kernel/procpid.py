@@ -71,6 +71,18 @@ def resolve(path: str) -> str:
     return os.path.realpath(path)
 
 
+def last_pid() -> int:
+    """The number that was given last to a process or thread.
+
+    Raises:
+        KernelError: /proc is not what it should be.
+    """
+    try:
+        return int(read_file("/proc/loadavg").split()[-1])
+    except OSError as error:
+        raise KernelError(f"/proc/loadavg: {error.strerror}") from error
+
+
 def pids() -> list[int]:
     """The processes that there are now, in no order.
 

@@ -375,6 +375,8 @@ class Judge:
                 self._processes.newcomers.note(tgid)
             case Exit(pid, tgid, at):
                 tree.exit(pid, tgid, at)
+                if pid == tgid:
+                    self._processes.ended(pid)
             case UidChanged(pid, tgid, _, at) if pid == tgid:
                 tree.uid_changed(tgid, at)
 
