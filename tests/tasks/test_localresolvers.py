@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -16,6 +17,7 @@ from tunsplit.errors import ConfigError, KernelError
 from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.sockdiag import SockDiag
 from tunsplit.process import Executable, FileIdentity
+from tunsplit.tasks import localresolvers
 from tunsplit.tasks.localresolvers import LocalResolvers
 
 pytestmark = pytest.mark.netns
@@ -72,6 +74,27 @@ def test_our_own_stub_is_none(resolvers):
         own.bind(("127.0.0.1", 53))
         assert not resolvers.is_resolver(read(os.getpid()))
         assert () == resolvers.listed()
+
+
+@pytest.mark.parametrize(
+    ("took_s", "believed_s"), [(0.0005, localresolvers.FRESH_S), (0.004, 0.2), (1.0, localresolvers.STALE_S)]
+)
+def test_a_dump_is_believed_the_longer_the_dearer_it_is(resolvers, monkeypatch, took_s, believed_s):
+    """L32: of who was none a moment ago. It costs a fiftieth of the time, unless there are very many sockets."""
+    clock, dumps = [100.0], []
+
+    def find_bound(_diag, _port):
+        clock[0] += took_s
+        dumps.append(clock[0])
+        return []
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(SockDiag, "find_bound", find_bound)
+    me = read(os.getpid())._replace(pid=os.getppid())
+    for passed_s in (0.0, believed_s * 0.9, believed_s * 0.2):
+        clock[0] += passed_s
+        assert not resolvers.is_resolver(me)
+    assert 2 == len(dumps)
 
 
 def test_a_new_process_is_never_judged_by_an_old_dump(resolvers):

@@ -32,7 +32,10 @@ from tunsplit.process import Process
 from tunsplit.tasks.holders import Held
 
 PORT = 53
-FRESH_S = 0.05  # how long a dump of the sockets on port 53 is believed for processes that were asked about before
+# How long a dump of the sockets on port 53 is believed for processes that were asked about before: at least, and at
+# most; in between so many times as long as it took, which depends on how many sockets there are.
+FRESH_S, STALE_S = 0.05, 0.5
+REST = 50
 KNOWN = 4096  # processes whose answer is kept
 PAUSE = 100  # processes looked at by name before the caller may give way
 
@@ -68,7 +71,7 @@ class LocalResolvers:
         self._namespace = read_link("/proc/thread-self/ns/net")
         self._addresses: Addresses = {}  # of the last dump
         self._asked: Addresses = {}  # of the dump whose holders are being looked for
-        self._dumped_at = float("-inf")
+        self._believed_until = float("-inf")
         self._holds: dict[Key, bool] = {}  # as of `_addresses`
         self._listed: tuple[LocalResolver, ...] = ()
         self._listed_for: frozenset[int] | None = None  # inodes
@@ -102,7 +105,7 @@ class LocalResolvers:
 
     def _holds_port(self, pid: int, start_time: int) -> bool:
         key = pid, start_time
-        if key not in self._holds or time.monotonic() - self._dumped_at > FRESH_S:
+        if key not in self._holds or time.monotonic() > self._believed_until:
             self._dump()
         answer = self._holds.get(key)
         if answer is None:
@@ -112,6 +115,7 @@ class LocalResolvers:
         return answer
 
     def _dump(self) -> None:
+        began = time.monotonic()
         addresses: Addresses = {}
         for bound in self._diag.find_bound(PORT):
             if bound.socket.inode:
@@ -120,7 +124,8 @@ class LocalResolvers:
                     addresses[bound.socket.inode].append(text)
         if addresses.keys() != self._addresses.keys():
             self._holds.clear()
-        self._addresses, self._dumped_at = addresses, time.monotonic()
+        self._addresses, now = addresses, time.monotonic()
+        self._believed_until = now + min(max(FRESH_S, REST * (now - began)), STALE_S)
 
     # For people
 
