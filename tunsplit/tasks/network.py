@@ -66,6 +66,7 @@ class Network:
         self._settings = settings
         self._tuns = tuns
         self._tun_addresses = tun_addresses
+        self._packed = _packed(tun_addresses)  # asked for once a flow
         self._tun_mtu = tun_mtu
         self._nat = nat
         self._rtnetlink = rtnetlink
@@ -145,7 +146,7 @@ class Network:
 
     def own_address(self, version: int) -> bytes | None:
         """The tun's own address of this IP version; None where it has none."""
-        return next((one.ip.packed for one in self._tun_addresses if one.version == version), None)
+        return self._packed.get(version)
 
     # Changes
 
@@ -202,6 +203,7 @@ class Network:
         """What the picture calls for, with these devices as the tuns."""
         if not self._tun_addresses:
             self._tun_addresses = choose_tun_addresses(self.snapshot, tuns=self._tuns.names)
+            self._packed = _packed(self._tun_addresses)
         named = {"tunnel": self._settings.tunnel, "uplink": self._settings.uplink, "tun": self._tuns.own.name}
         self.sides = find_sides(self.snapshot, **named, before=self.sides)
         self._tunnel_addresses = self.sides.latest_of_tunnel(self._tunnel_addresses)
@@ -379,3 +381,8 @@ class Network:
     def _neighbours_changed(self, addresses: set[IPAddress]) -> None:
         if any(facts.gateway(version) in addresses for facts in self.sides.uplinks for version in FAMILIES):
             self.on_gateway()
+
+
+def _packed(addresses: tuple[IPInterface, ...]) -> dict[int, bytes]:
+    """The addresses alone, by IP version."""
+    return {one.version: one.ip.packed for one in addresses}
