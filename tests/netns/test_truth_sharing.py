@@ -210,13 +210,15 @@ async def test_four_users_share_a_port(stage, version):
         for app in apps[::2]:
             await app("owns[0].close()")
         for app in apps[1::2]:
-            await app(f"owns[0].sendto(b'not theirs', (ROUTER{version}, 7))")
+            stage.clear()
 
-        async def has_passed():
-            return len(stage.lab.tunnel.seen("udp", payload=b"not theirs")) >= 2
+            async def has_passed(app=app):
+                # Again: what waits in the tun while a socket of the other side dies may be that one's, and is dropped.
+                await app(f"owns[0].sendto(b'not theirs', (ROUTER{version}, 7))")
+                return "tunnel" in await stage.where(payload=b"not theirs")
 
-        await until(has_passed, "both are in the tunnel")
-        assert {"tunnel"} == await stage.where(payload=b"not theirs")
+            await until(has_passed, "it is in the tunnel")
+            assert {"tunnel"} == await stage.where(payload=b"not theirs")
 
 
 @pytest.mark.parametrize(("name", "side"), [("excluded", "uplink"), ("included", "tunnel")])
