@@ -76,6 +76,8 @@ async def test_the_tun_s_neighbour_signs_our_errors(host):
     async with a_world() as world:
         assert ip_address("10.128.0.2").packed == world.network.own_router(4)
         assert world.network.own_router(5) is None
+        assert ip_address("10.128.0.1").packed == world.network.own_address(4)
+        assert world.network.own_address(5) is None
 
 
 # Changes
