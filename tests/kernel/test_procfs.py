@@ -243,3 +243,10 @@ def test_a_symlink_is_followed(tmp_path):
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "/etc/passwd/x", "with\0zero"])
 def test_what_is_not_there_has_no_identity(path):
     assert identify(path) is None
+
+
+def test_who_has_just_started_is_younger_than_a_minute(processes, apps):
+    started = processes.read(apps.start()).start_time
+    assert procpid.is_younger(started, 60)
+    assert not procpid.is_younger(started, -1)
+    assert not procpid.is_younger(started - 61 * procpid.TICKS_PER_S, 60)

@@ -158,6 +158,7 @@ def test_a_search_counts_as_a_pass_though_it_puts_somebody_off(world, own, monke
     """What those have opened since then, who is born later has from them: they are looked at."""
     with monkeypatch.context() as patch:
         patch.setattr(tables, "LARGE", 0)
+        patch.setattr(procfs, "is_younger", lambda *_: False)
         world.look()
         world.processes.newcomers.lose_births()
         sock, number = own()  # by who is put off
@@ -172,6 +173,20 @@ def test_a_search_counts_as_a_pass_though_it_puts_somebody_off(world, own, monke
     holder = world.processes.newborn(number)
 
     assert (None if who == "parent" else later) == (holder and holder.process.pid)
+
+
+@pytest.mark.parametrize("young", [True, False])
+def test_who_was_born_of_a_large_process_since_that_was_read_is_not_taken_to_be_alone(world, own, monkeypatch, young):
+    """Whoever is older shows in that table what both have."""
+    monkeypatch.setattr(tables, "LARGE", 0)
+    if not young:
+        monkeypatch.setattr(procfs, "LATELY_S", -1.0)
+    world.look()
+    sock, number = own()
+    pid = world.bear(sock)
+    *_, found = world.processes.find_holders({number})
+
+    assert ({pid, os.getpid()} if young else {pid}) == {holder.process.pid for holder in found[number]}
 
 
 def test_we_ourselves_are_not_looked_at(world, own, monkeypatch):

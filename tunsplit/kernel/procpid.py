@@ -15,6 +15,7 @@ program shows none. A cgroup's path is told as seen from the reader's cgroup nam
 
 import os
 import stat
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ CMDLINE = 4096  # bytes of a command line that are read
 
 DELETED = " (deleted)"  # fs/d_path.c path_with_deleted
 PF_KTHREAD = 0x00200000  # linux/sched.h
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Stat(NamedTuple):
@@ -69,6 +71,11 @@ def is_script(path: str) -> bool:
 def resolve(path: str) -> str:
     """The path with its symlinks followed, as far as it exists."""
     return os.path.realpath(path)
+
+
+def is_younger(start_time: int, than_s: float) -> bool:
+    """Whether a process that started at this clock tick since boot (proc_pid_stat(5)) has been there for less long."""
+    return start_time >= int((time.clock_gettime(time.CLOCK_BOOTTIME) - than_s) * TICKS_PER_S)
 
 
 def last_pid() -> int:
