@@ -330,16 +330,13 @@ async def _open_daemon(
                 judge.fail(why)
                 live.holders_unknown()
 
-            def hear_network() -> None:
+            def hear() -> None:
                 with closing(network.close_sides):
                     network.hear()
-
-            def hear() -> None:
-                hear_network()
                 with closing(close_judged):
                     judge.hear()
 
-            pump.before_batch, pump.before_carried_out = hear, hear_network
+            pump.before_batch = hear
             judge.on_subscribed = pump.hear_first
             for descriptor in (events.fileno(), judge.fileno()):
                 pump.hear_first(descriptor)
@@ -349,7 +346,7 @@ async def _open_daemon(
 
             def changed() -> None:
                 nonlocal tunnel_up
-                admit.refused.clear()
+                live.forget_refusals()
                 half_open.clear()
                 narrow.forget_all()
                 forward.refused.clear()

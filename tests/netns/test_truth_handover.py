@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -39,6 +41,33 @@ async def test_what_is_sent_right_after_a_change_of_user_is_judged_by_it(lab, pr
             await app(f"os.seteuid(0); {begin}; own.send(b'as root'); own.recv(100); time.sleep(0.002)")
             with contextlib.suppress(OSError):  # its socket is destroyed, before or after
                 await app(f"os.seteuid(1000); own.send(b'as another {number:02}'); own.recv(100)")
+    assert {"uplink"} == await where(lab, payload=b"as root")
+
+    assert "uplink" not in await where(lab, payload=b"as another")
+
+
+@contextlib.contextmanager
+def programs_come_and_go():
+    """Nothing but programs that start and end, one after the other, twice."""
+    program = "import os\nwhile True: os.spawnv(os.P_WAIT, '/bin/true', ['true'])"
+    storms = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for storm in storms:
+            storm.kill()
+            storm.wait()
+
+
+async def test_what_is_sent_right_after_a_change_of_user_is_judged_by_it_also_while_others_change(lab):
+    """L27: while the tun is emptied, of what was sent before others ended, its sender's change is heard as well."""
+    config = lab.config([lab.copy_program("python", "app")]).replace("[[app]]", "[[app]]\nuser = 0")
+    async with lab.tunsplit(config), start_app(lab.host, lab.directory / "bin/app") as app:
+        with programs_come_and_go():
+            for number in range(500):
+                await app("os.seteuid(0); own = tcp(SERVER4); read_line(own); own.send(b'as root'); own.recv(100)")
+                with contextlib.suppress(OSError):  # as above
+                    await app(f"time.sleep(0.002); os.seteuid(1000); own.send(b'as another {number:03}'); own.recv(9)")
     assert {"uplink"} == await where(lab, payload=b"as root")
 
     assert "uplink" not in await where(lab, payload=b"as another")

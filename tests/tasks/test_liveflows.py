@@ -218,6 +218,74 @@ async def test_datagrams_that_were_sent_before_a_switch_pass_on_neither_side(wor
     assert {} == world.refused
 
 
+async def test_who_loses_his_side_while_others_are_being_ended_is_ended_with_them(world):
+    """L27: a segment that is read then may be of who has just become another. One switch goes on meanwhile."""
+    flows = [
+        world.open("10.0.0.2:5000 > 1.1.1.1:443", 50000, SOCKET, protocol=TCP),
+        world.open("10.0.0.2:5001 > 1.1.1.1:443", 50001, OTHER_SOCKET, protocol=TCP),
+    ]
+    seen: list[list[bool]] = []
+
+    def carry() -> int:
+        """The second one's holder has become another; so has the first one's, once more."""
+        if not seen:
+            for flow in flows:
+                flow.owner = owner(EXCLUDED)
+            world.live.on_change({(100, 1)})
+        seen.append([flow.ending and flow.passes for flow in flows])
+        return 0
+
+    world.carry = carry
+    flows[0].owner = owner(EXCLUDED)
+    world.live.rejudge_all()
+
+    assert [True, True] == seen[0]
+    assert [False, False] == [flow.passes for flow in flows]
+    assert [flow.key for flow in flows] == world.diag.destroyed
+    assert len(flows) == len(world.refused)
+
+    world.carry = lambda: 0
+    third = world.open("10.0.0.2:5002 > 1.1.1.1:443", 50002, SOCKET, protocol=TCP)
+    third.owner = owner(EXCLUDED)
+    world.live.rejudge_all()
+    assert not third.passes
+
+
+async def test_what_was_sent_before_a_switch_opens_nothing_whatever_changes_meanwhile(world):
+    """L2, L3."""
+    flow = world.open("10.0.0.2:5000 > 1.1.1.1:443", 50000, SOCKET)
+    world.refused.remember(Refusal.of((UDP, bytes(12)), 1.0, "default", None))
+    seen: list[list[bytes]] = []
+
+    def carry() -> int:
+        world.live.on_change({(300, 1)})
+        seen.append([key for _, key in world.refused])
+        return 0
+
+    world.carry = carry
+    flow.owner = owner(EXCLUDED)
+    world.live.on_change({(100, 1)})
+
+    assert [flow.key] == seen[0]
+    assert {} == world.refused
+
+
+async def test_a_failure_while_flows_are_being_ended_leaves_none_of_them_open(world):
+    """L21: and the next switch is carried out as any other."""
+    flow = world.open("10.0.0.2:5000 > 1.1.1.1:443", 50000, SOCKET, protocol=TCP)
+    flow.owner = owner(EXCLUDED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "carry", lambda: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            world.live.rejudge_all()
+    assert not flow.passes
+
+    other = world.open("10.0.0.2:5001 > 1.1.1.1:443", 50001, OTHER_SOCKET, protocol=TCP)
+    other.owner = owner(EXCLUDED)
+    world.live.rejudge_all()
+    assert not other.passes
+
+
 @pytest.mark.parametrize("failing", [False, True])
 async def test_when_the_tunnel_comes_or_goes_all_are_judged_again_if_there_is_a_client(world, failing, monkeypatch):
     """Also when events of processes fail: which side the tunnel's state gives is known all the same."""

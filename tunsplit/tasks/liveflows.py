@@ -8,6 +8,8 @@ Theory of operation. A flow is judged again by what it was attributed to. One wh
            judged anew.
     other  the next packet is judged anew.
 
+While that is done packets are carried, and what is heard before each of them may end others: these join in.
+
 Events tell who became another program or user, and who was born; that a descriptor was passed over a unix socket nobody
 tells, so all holders are looked for now and then (tasks/holders.py).
 """
@@ -33,6 +35,7 @@ from tunsplit.tasks.refusals import Refusal, Refusals
 from tunsplit.wire.ip import TCP, UDP
 
 RST_S = 0.005  # how long the kernel may take to send the RST of a destroyed socket: 0.3 ms, seen
+MOST_RST_S = 4 * RST_S  # where others are to be ended meanwhile
 MOST_BATCHES = 32  # of packets that wait in the tun while a switch is carried out
 
 logger = logging.getLogger(__name__)
@@ -60,10 +63,21 @@ class LiveFlows:
         self._diag = diag
         self._processes = processes
         self._carry = carry
+        self._ending: list[tuple[Flow, Judgement]] = []  # by what is being carried out now …
+        self._resets: list[Flow] = []  # … of these a RST is to come
+        self._reset_until = 0.0  # monotonic
+
+    def forget_refusals(self) -> None:
+        """What was refused may be allowed; but not what the sockets of flows that are just being ended had sent."""
+        kept = [self._refused.get((flow.protocol, flow.key)) for flow, _ in self._ending]
+        self._refused.clear()
+        for refusal in kept:
+            if refusal is not None:
+                self._refused.remember(refusal)
 
     def rejudge_all(self) -> None:
         """Judge all flows again, and forget what was refused."""
-        self._refused.clear()
+        self.forget_refusals()
         self.rejudge(flow for flow in self._nat if not flow.forwarded)
 
     def tunnel_changed(self) -> None:
@@ -80,6 +94,8 @@ class LiveFlows:
         """Judge flows again; those that have lost their side, or cannot be judged, end at once."""
         losers: list[tuple[Flow, Judgement]] = []
         for flow in flows:
+            if flow.ending:
+                continue
             judgement = self._judge_again(flow)
             if judgement.verdict.value != flow.verdict:
                 losers.append((flow, judgement))
@@ -113,8 +129,8 @@ class LiveFlows:
 
     def on_change(self, changed: set[tuple[int, int]]) -> None:
         """Processes stand elsewhere than before: judge the flows that they hold."""
+        self.forget_refusals()
         self.rejudge([flow for flow in self._nat if changed & _holders(flow.owner)])
-        self._refused.clear()
 
     def on_exec(self, process: Process) -> None:
         """A process runs another program: live flows whose sockets it has inherited have one holder more."""
@@ -131,14 +147,30 @@ class LiveFlows:
         self.rejudge(heirs)
 
     def _end(self, losers: list[tuple[Flow, Judgement]]) -> None:
-        resets = self._end_sockets(losers)
-        deadline = time.monotonic() + RST_S
-        while any(flow.state is FlowState.OPEN for flow in resets) and time.monotonic() < deadline:
+        in_progress = bool(self._ending)
+        self._ending += losers
+        try:
+            self._end_sockets(losers)
+            if not in_progress:  # else these are ended with those that are just being ended
+                self._carry_what_was_sent()
+        finally:
+            if not in_progress:
+                ended, self._ending, self._resets = self._ending, [], []
+                self._end_now(ended)
+
+    def _carry_what_was_sent(self) -> None:
+        """Take packets out of the tun, so that the RSTs reach the peers, and nothing older is judged anew."""
+        latest = time.monotonic() + MOST_RST_S
+        while any(flow.state is FlowState.OPEN for flow in self._resets):
+            if time.monotonic() >= min(self._reset_until, latest):
+                break
             if not self._carry():
                 time.sleep(RST_S / 50)
-        for _ in range(MOST_BATCHES):  # what the sockets had sent already is not to be judged anew
+        for _ in range(MOST_BATCHES):
             if not self._carry():
                 break
+
+    def _end_now(self, losers: list[tuple[Flow, Judgement]]) -> None:
         now = trio.current_time()
         for flow, judgement in losers:
             if flow.passes:
@@ -150,9 +182,8 @@ class LiveFlows:
                 self._refused.remember(Refusal.of_flow(flow, now, f"switched: {judgement.reason}"))
         logger.info("flows ended by a switch", extra={"count": len(losers)})
 
-    def _end_sockets(self, losers: list[tuple[Flow, Judgement]]) -> list[Flow]:
-        """Destroy the sockets; the flows of which a RST is to come. All others end here."""
-        resets = []
+    def _end_sockets(self, losers: list[tuple[Flow, Judgement]]) -> None:
+        """Destroy the sockets; nothing of TCP leaves any more but the RSTs, and all others end here."""
         began = trio.current_time()
         for flow, _ in losers:
             if flow.protocol == TCP and flow.passes:  # its holder may have sent as what it has become
@@ -161,11 +192,11 @@ class LiveFlows:
             if flow.protocol == UDP:  # until this is done, what it has sent already opens nothing
                 self._refused.remember(Refusal.of_flow(flow, began, judgement.reason))
             if _is_ended_by_its_socket(flow) and self._destroy(flow) and flow.protocol == TCP:
-                resets.append(flow)
+                self._resets.append(flow)
             if flow.protocol != TCP and flow.passes:
                 # Before anything is carried: its holder may have sent as what it has become.
                 self._nat.end(flow, FlowEvent.BLOCK, began)
-        return resets
+        self._reset_until = time.monotonic() + RST_S
 
     def _destroy(self, flow: Flow) -> bool:
         try:
@@ -198,7 +229,7 @@ class LiveFlows:
     def holders_unknown(self) -> None:
         """End the flows of which nobody can tell any more whose they are."""
         judgement = Judgement(Verdict.BLOCK, "cannot be judged: nobody can look who holds its socket")
-        if losers := [(flow, judgement) for flow in self._nat if flow.sockets and flow.passes]:
+        if losers := [(flow, judgement) for flow in self._nat if flow.sockets and flow.passes and not flow.ending]:
             self._end(losers)
 
     def _compare(self, flows: Iterable[Flow], held: Held) -> None:

@@ -81,7 +81,6 @@ class Pump:
         for way_out in self._ways_out:
             self._wait_for(way_out[0].fileno(), partial(self._carry_from, *way_out))
         self.before_batch: Callable[[], None] = lambda: None
-        self.before_carried_out: Callable[[], None] = lambda: None  # of what `carry_out` has read
         self.after_carried: list[Callable[[bool], None]] = []
 
     def attach(self, device: SideDevice) -> None:
@@ -144,23 +143,11 @@ class Pump:
                     carried += carry(now)
 
     def carry_out(self) -> int:
-        """Carry one batch out of each tun; how many packets there were, `BATCH` if others are to have their turn.
-
-        By what is known of processes: nothing new is heard of them, which may end what the caller is about.
-        """
+        """Carry one batch out of each tun; how many packets there were, `BATCH` if others are to have their turn."""
         now = trio.current_time()
-        return sum(self._carry_from(*way_out, now, hear=self.before_carried_out) for way_out in self._ways_out)
+        return sum(self._carry_from(*way_out, now) for way_out in self._ways_out)
 
-    def _carry_from(
-        self,
-        tun: Tun,
-        direction: Direction,
-        passed_by: PassedBy,
-        ahead: Ahead,
-        now: float,
-        *,
-        hear: Callable[[], None] | None = None,
-    ) -> int:
+    def _carry_from(self, tun: Tun, direction: Direction, passed_by: PassedBy, ahead: Ahead, now: float) -> int:
         if tun in self._gone:
             return 0
         number = slow = 0
@@ -174,9 +161,7 @@ class Pump:
             if not read:
                 break
             number += read
-            if hear is not None:
-                hear()
-            elif self._news_epoll.poll(0, 1):
+            if self._news_epoll.poll(0, 1):
                 self.before_batch()
             try:
                 slow += outbound.carry(ahead, direction, passed_by, now)
