@@ -69,11 +69,17 @@ def news(monkeypatch):
         os.close(descriptor)
 
 
+async def rest(_):
+    """Leave it to the others."""
+    await trio.sleep_forever()
+
+
 @pytest.mark.netns
 @pytest.mark.parametrize("hearer", [Judge, Network])
 async def test_a_mistake_over_news_heard_before_a_batch_blocks_too(host, news, config, monkeypatch, hearer):
     """L21: the news are gone with it, and the pump alone would go on as if there had been none."""
     monkeypatch.setattr("tunsplit.tasks.organs.RETRY_S", 0.3)
+    monkeypatch.setattr(Judge, "tell_of_others", rest)
     mistakes = [ZeroDivisionError("by zero")]
     real = hearer.hear
 
@@ -105,13 +111,9 @@ async def test_a_mistake_over_news_heard_before_a_batch_blocks_too(host, news, c
 
 
 @pytest.mark.netns
-async def test_a_mistake_over_news_heard_while_heirs_are_looked_for_blocks_too(host, config, monkeypatch):
+async def test_a_mistake_over_news_heard_while_heirs_are_looked_for_blocks_too(host, news, config, monkeypatch):
     """L21: packets are carried out of the tun then as well, and the same news are gone."""
     monkeypatch.setattr("tunsplit.tasks.organs.RETRY_S", 0.3)
-
-    async def rest(_):
-        await trio.sleep_forever()
-
     monkeypatch.setattr(Pump, "run", rest)
     mistakes = [ZeroDivisionError("by zero")]
     real_hear, real_close = Network.hear, Network.close_sides

@@ -129,8 +129,8 @@ class LiveFlows:
 
     def on_change(self, changed: set[tuple[int, int]]) -> None:
         """Processes stand elsewhere than before: judge the flows that they hold."""
-        self.forget_refusals()
         self.rejudge([flow for flow in self._nat if changed & _holders(flow.owner)])
+        self.forget_refusals()
 
     def on_exec(self, process: Process) -> None:
         """A process runs another program: live flows whose sockets it has inherited have one holder more."""
