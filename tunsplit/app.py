@@ -65,6 +65,7 @@ from tunsplit.tasks.settings import policy_of, steering_of
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.tasks.switch import Switch
 from tunsplit.tasks.tuns import Tuns
+from tunsplit.tasks.untold import Untold
 from tunsplit.tasks.upkeep import Upkeep
 from tunsplit.tasks.verbs import Verbs, on_hangup
 from tunsplit.wire.ip import UDP
@@ -361,6 +362,7 @@ async def _open_daemon(
 
             fragments = (slow.fragments, forwarded.fragments, pump, narrow)
             holders = HoldersWatch(processes, (live, resolvers), counters)
+            untold = Untold(judge, nat, live.holders_unknown)
             organs: tuple[Organ, ...] = (
                 Organ("pump", pump.run),
                 Organ("release_late", admit.release_late),
@@ -368,6 +370,7 @@ async def _open_daemon(
                 Organ("judge_tell", judge.tell_of_others, close_judged),
                 Organ("judge_save", judge.save),
                 Organ("holders", holders.watch, close_judged),
+                Organ("untold", untold.watch, close_judged),
                 Organ("network", network.watch, network.close_sides),
                 Organ("neighbours", devices.neighbours.watch),
                 Organ("neighbours_kept", devices.neighbours.confirm),

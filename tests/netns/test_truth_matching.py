@@ -113,6 +113,30 @@ async def test_by_control_group(control_group, lab):
         assert await is_on(stage, app, "tunnel")
 
 
+async def test_live_flows_end_when_their_app_changes_its_control_group(control_group, lab):
+    """L21: no event tells, and it opens no other flow by which that would show."""
+    async with (
+        ruled_stage(lab, {"cgroup": f"/{control_group.name}"}) as stage,
+        stage.app(stage.excluded) as app,
+        stage.app(stage.included) as other,
+    ):
+        for one in (app, other):
+            await one("staying = tcp(SERVER6); line = read_line(staying)")
+        for group, before in ((control_group, "tunnel"), (control_group.parent, "uplink")):
+            await app("stream = tcp(SERVER4); line = read_line(stream)")
+            await app("dgram = udp(SERVER6); dgram.send(b'?'); dgram.recv(100)")
+            stage.clear()
+            await app("stream.send(b'before')")
+            (group / "cgroup.procs").write_text(str(app.pid))
+            for waiting in ("stream", "dgram"):
+                with pytest.raises(OSError, match="abort"):
+                    await app(f"[{waiting}.recv(9) for _ in range(9)]")
+            assert {before} == await stage.where(payload=b"before")
+        with pytest.raises(OSError, match="abort"):
+            await app("staying.recv(1)")
+        assert b"not moved" == await other("staying.send(b'not moved') and read_exactly(staying, 9)")
+
+
 async def test_an_executable_that_was_replaced_still_matches(lab):
     """SPEC.md: an upgraded executable; the running one, the new one, and one that was there by another name."""
     async with (

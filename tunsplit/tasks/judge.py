@@ -143,7 +143,12 @@ class Judge:
 
     def _by_events_alone(self) -> bool:
         """Whether events tell of all that judgements over single processes depend on, but for who is a resolver."""
-        return not self.policy.clients and not self._processes.keys & UNTOLD
+        return not self.policy.clients and not self.goes_by_untold
+
+    @property
+    def goes_by_untold(self) -> bool:
+        """Whether a rule goes by what may change without an event."""
+        return bool(self._processes.keys & UNTOLD)
 
     def _stranded(self, process: Process) -> str | None:
         client = self._client(process)
@@ -181,17 +186,22 @@ class Judge:
             # Not read yet, or changed in what no event tells: its arguments, its control group.
             self.look_again(process.pid)
             reasons = self.tree.reasons(process.pid, process.start_time)
-        elif self._processes.keys & UNTOLD and (image := self.tree.image(process.pid)) is not None:
+        elif self.goes_by_untold:
             # Not by `process`, which may be what it was long ago: when its flow opened.
-            self._read([(process.pid, image)])
+            self.read_again(process.pid)
             reasons = self.tree.reasons(process.pid, process.start_time)
         return reasons
 
     def recall(self, pid: int) -> Process | None:
         """What a process is as far as events tell; None where it has to be read."""
-        if self._processes.keys & UNTOLD:
+        if self.goes_by_untold:
             return None
         return self.tree.recall(pid)
+
+    def read_again(self, pid: int) -> None:
+        """Read a process anew, of which something may have changed without an event."""
+        if (image := self.tree.image(pid)) is not None:
+            self._read([(pid, image)])
 
     def look_again(self, pid: int) -> Process | None:
         """Read a process and its ancestors anew."""
