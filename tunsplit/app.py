@@ -371,6 +371,7 @@ async def _open_daemon(
                 Organ("judge_save", judge.save),
                 Organ("holders", holders.watch, close_judged),
                 Organ("untold", untold.watch, close_judged),
+                Organ("paths", switch.follow_paths, close_judged),
                 Organ("network", network.watch, network.close_sides),
                 Organ("neighbours", devices.neighbours.watch),
                 Organ("neighbours_kept", devices.neighbours.confirm),

@@ -137,6 +137,54 @@ async def test_live_flows_end_when_their_app_changes_its_control_group(control_g
         assert b"not moved" == await other("staying.send(b'not moved') and read_exactly(staying, 9)")
 
 
+async def verdict_over(stage, program):
+    """What would become of a program if it were started now."""
+    return json.loads((await stage.daemon.command("explain", "--json", "--exe", program)).stdout)["verdict"]
+
+
+async def test_a_symlink_is_followed_again_when_it_has_got_another_end(lab):
+    """SPEC.md, "Splitting rules"; whoever runs what was at its end before is like any other."""
+    link = lab.directory / "current"
+    link.symlink_to(lab.directory / "bin/first")
+    async with (
+        ruled_stage(lab, {"path": str(link)}) as stage,
+        stage.app(stage.excluded) as first,
+        stage.app(stage.included) as second,
+    ):
+        assert await is_on(stage, first, "uplink")
+        assert await is_on(stage, second, "tunnel")
+        await first("own = tcp(SERVER4); line = read_line(own)")
+        link.with_name("next").symlink_to(stage.included)
+        link.with_name("next").replace(link)
+        with pytest.raises(OSError, match="abort"):
+            await first("own.recv(1)")
+        assert await is_on(stage, second, "uplink")
+        assert await is_on(stage, first, "tunnel")
+        async with stage.app(stage.included) as started_since:
+            assert await is_on(stage, started_since, "uplink")
+
+
+async def test_what_was_the_file_of_a_path_is_any_file_once_it_was_replaced(lab):
+    """Its inode number may be given to any program of its owner."""
+    async with ruled_stage(lab, {"path": str(lab.directory / "bin/first")}) as stage:
+        other = stage.excluded.with_name("other")
+        other.hardlink_to(stage.excluded)
+        async with stage.app(other) as app:
+            assert await is_on(stage, app, "uplink")
+        new = stage.excluded.with_name("new")
+        shutil.copy(stage.included, new)
+        new.replace(stage.excluded)
+
+        async def is_any():
+            return "tunnel" == await verdict_over(stage, other)
+
+        await until(is_any, "the path names its new file")
+        async with stage.app(other) as app:
+            assert await is_on(stage, app, "tunnel")
+        async with stage.app(stage.excluded) as app:
+            assert await is_on(stage, app, "uplink")
+
+
 async def test_an_executable_that_was_replaced_still_matches(lab):
     """SPEC.md: an upgraded executable; the running one, the new one, and one that was there by another name."""
     async with (

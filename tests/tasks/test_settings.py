@@ -5,10 +5,12 @@ import pwd
 import pytest
 
 from tunsplit.config import parse
-from tunsplit.engine.matchers import CgroupRule, CmdlineRule, NameRule, UserRule
-from tunsplit.engine.policy import Mode, Verdict
+from tunsplit.engine.matchers import CgroupRule, CmdlineRule, NameRule, PathRule, UserRule, path_rule
+from tunsplit.engine.policy import Mode, Policy, Verdict
+from tunsplit.engine.rules import Rule
 from tunsplit.errors import ConfigError
-from tunsplit.tasks.settings import policy_of, steering_of
+from tunsplit.kernel.procpid import identify, resolve
+from tunsplit.tasks.settings import followed, policy_of, steering_of
 
 TUNNEL = "[tunnel]\ninterface = 'wg0'\nfwmark = 1\n"
 
@@ -86,3 +88,63 @@ def test_the_transport_s_user_may_be_a_name_or_a_number(user, wanted):
 def test_a_user_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match="ts-nobody"):
         steering("transport_user = 'ts-nobody'")
+
+
+@pytest.fixture
+def link(tmp_path):
+    """A symlink to a directory with a program, beside another such directory."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "program").write_bytes(name.encode())
+    (tmp_path / "current").symlink_to("old")
+    return tmp_path / "current"
+
+
+def lead_elsewhere(link):
+    link.unlink()
+    link.symlink_to("new")
+
+
+def test_paths_that_lead_where_they_did_make_no_other_policy(link):
+    made = policy(f"[[app]]\npath = '{link}/program'\n[[app]]\npath = '{link}/**'\n[[app]]\nname = 'x'")
+
+    assert followed(made) is made
+
+
+@pytest.mark.parametrize("path", ["program", "*"])
+def test_a_path_is_followed_by_its_symlinks(link, path):
+    """A glob's up to its first wildcard; all else of the policy stays."""
+    text = f"[split]\nmode = 'include'\n[[app]]\npath = '{link}/{path}'\nuser = 7\n[[app]]\nname = 'x'"
+    made = policy(text)
+    lead_elsewhere(link)
+
+    assert policy(text) == followed(made) != made
+
+
+def test_a_path_names_the_file_that_has_replaced_another(link):
+    program = link / "program"
+    made = policy(f"[[app]]\npath = '{program}'")
+    (link / "next").write_bytes(b"")
+    (link / "next").replace(program)
+
+    assert policy(f"[[app]]\npath = '{program}'") == followed(made) != made
+
+
+def test_a_path_that_leads_nowhere_any_more_names_no_file(link):
+    made = policy(f"[[app]]\npath = '{link}/program'")
+    (link / "program").unlink()
+
+    (rule,) = followed(made).rules
+    path = str(link / "program")
+    assert (PathRule(path, str(link.with_name("old") / "program"), None),) == rule.matchers
+
+
+def test_the_path_of_a_client_is_followed_as_well(link):
+
+    def client():
+        return Rule(1, "c", (path_rule(f"{link}/program", identify, resolve),), client=True)
+
+    made = Policy((), clients=(client(),))
+    lead_elsewhere(link)
+
+    assert (client(),) == followed(made).clients != made.clients

@@ -2,10 +2,11 @@
 
 import pwd
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tunsplit.config import Config
 from tunsplit.engine.clients import client_of_path, client_of_unit
-from tunsplit.engine.matchers import CgroupRule, CmdlineRule, Matcher, NameRule, UserRule, path_rule
+from tunsplit.engine.matchers import CgroupRule, CmdlineRule, Matcher, NameRule, PathRule, UserRule, path_rule
 from tunsplit.engine.policy import Mode, Policy, Verdict
 from tunsplit.engine.rules import Rule
 from tunsplit.engine.steering import Endpoint, SteeringSettings
@@ -53,6 +54,26 @@ def policy_of(config: Config) -> Policy:
         Verdict(split.ambiguous),
         Verdict(split.forwarded),
         tuple(_clients(config)),
+    )
+
+
+def followed(policy: Policy) -> Policy:
+    """The same policy with its paths as they lead by now; this very one where they lead where they did.
+
+    A symlink may have got another end. And another program may have the inode number of one that was replaced.
+    """
+    rules, clients = (tuple(map(_followed, rules)) for rules in (policy.rules, policy.clients))
+    if (rules, clients) == (policy.rules, policy.clients):
+        return policy
+    return replace(policy, rules=rules, clients=clients)
+
+
+def _followed(rule: Rule) -> Rule:
+    return replace(
+        rule,
+        matchers=tuple(
+            path_rule(one.path, identify, resolve) if isinstance(one, PathRule) else one for one in rule.matchers
+        ),
     )
 
 

@@ -3,12 +3,16 @@
 Theory of operation. Whatever may change a verdict (the list, a mark by hand, on and off, a reload) ends in all live
 flows being judged again (tasks/liveflows.py), before a command returns. What waits in the tun by then meets the new
 verdicts.
+
+So does what is said on disk: a path of the list names the file that it leads to, through symlinks, at any time.
 """
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import trio
 
 from tunsplit.config import App as Entry
 from tunsplit.config import Config, parse
@@ -23,10 +27,12 @@ from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.liveflows import LiveFlows
 from tunsplit.tasks.localresolvers import LocalResolvers
 from tunsplit.tasks.network import Network
-from tunsplit.tasks.settings import policy_of, steering_of
+from tunsplit.tasks.settings import followed, policy_of, steering_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+PATHS_S = 1.0  # between two looks at where the list's paths lead
 
 # What takes a new start, by what it would change under running flows: sections, and keys of others.
 FIXED = ("tun", "control")
@@ -228,6 +234,22 @@ class Switch:
     def config(self) -> Config:
         """The configuration in force, without what was said at run time."""
         return self._config
+
+    async def follow_paths(self) -> None:
+        """Judge by the paths of the list as they lead, until cancelled. A file system may take its time to tell."""
+        while True:
+            await trio.sleep(PATHS_S)
+            policy = self._judge.policy
+            by_now = await trio.to_thread.run_sync(followed, policy, abandon_on_cancel=True)
+            if by_now is policy or self._judge.policy is not policy:
+                continue
+            try:
+                self._judge.prepare()
+            except KernelError:  # the judge tells of it
+                continue
+            logger.info("paths on the list lead elsewhere than before")
+            self._judge.set_policy(by_now)
+            self._changed()
 
     # How it is done
 
