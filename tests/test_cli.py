@@ -40,6 +40,11 @@ STATUS: dict[str, Any] = {
     },
     "split": {"enabled": True, "mode": "exclude"},
     "hints": ["the local resolver dnsmasq asks"],
+    "link_sockets": [
+        {"kind": "packet", "interface": "eth0", "app": {"pid": 7, "exe": "/sbin/dhclient", "user": 0}},
+        {"kind": "packet", "interface": None, "app": None},
+        {"kind": "xdp", "interface": None, "app": None},
+    ],
     "counters": {"flows": 2, "refused": 0},
 }
 FLOW: dict[str, Any] = {
@@ -144,6 +149,9 @@ def test_the_summary_says_what_is_where(daemon):
         "uplink   eth0 192.168.50.2/24 via 192.168.50.1",
         "dns      linux, default: normal apps tunnel 8.8.8.8; excluded apps refused",
         "note     the local resolver dnsmasq asks",
+        "note     /sbin/dhclient, process 7 of user 0 has a packet socket on eth0: what is sent by it is no app's",
+        "note     somebody has a packet socket on every interface: what is sent by it is no app's",
+        "note     somebody has an XDP socket: what is sent by it passes beside tunsplit and its firewall",
         "counters flows=2",
     ] == invoke("status", "--socket", daemon).stdout.splitlines()
 
@@ -164,6 +172,7 @@ def test_the_summary_of_a_host_without_network(monkeypatch):
         "uplink": {"interface4": None, "interface6": None, "addresses": [], "gateway4": None, "gateway6": None},
         "split": {"enabled": False, "mode": "include"},
         "hints": [],
+        "link_sockets": [],
         "counters": {},
     }
 

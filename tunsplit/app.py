@@ -52,6 +52,7 @@ from tunsplit.tasks.handovers import Handovers
 from tunsplit.tasks.heirs import Heirs
 from tunsplit.tasks.holders import HoldersWatch
 from tunsplit.tasks.judge import Judge
+from tunsplit.tasks.linksockets import LinkSockets
 from tunsplit.tasks.liveflows import LiveFlows
 from tunsplit.tasks.localresolvers import LocalResolvers
 from tunsplit.tasks.narrow import Narrow
@@ -311,7 +312,8 @@ async def _open_daemon(
         switch.on_config = configured
         notices = Notices(diag, answers)
         switch.on_change = lambda: forward.judge_again(trio.current_time())
-        report = Report(switch, judge, nat, network, admit, forward, ports, tuns, dns, counters)
+        link_sockets = LinkSockets(processes)
+        report = Report(switch, judge, nat, network, admit, forward, ports, tuns, dns, link_sockets, counters)
         acquired()
         async with trio.open_nursery() as nursery:
             network.on_end, network.on_loss = notices.ended, half_open.clear
@@ -361,7 +363,7 @@ async def _open_daemon(
             nursery.start_soon(admit.search)
 
             fragments = (slow.fragments, forwarded.fragments, pump, narrow)
-            holders = HoldersWatch(processes, (live, resolvers), counters)
+            holders = HoldersWatch(processes, (live, resolvers, link_sockets), counters)
             untold = Untold(judge, nat, live.holders_unknown)
             organs: tuple[Organ, ...] = (
                 Organ("pump", pump.run),

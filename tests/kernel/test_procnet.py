@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 from tests.apps import FAR4, FAR6, OWN4, OWN6, inode
 from tunsplit.errors import KernelError
-from tunsplit.kernel.procnet import TableSocket, find_ping, find_raw, parse_table, ping_sockets, raw_sockets
+from tunsplit.kernel.procnet import (
+    PacketSocket,
+    TableSocket,
+    count_xdp_sockets,
+    find_ping,
+    find_raw,
+    packet_sockets,
+    parse_packet_table,
+    parse_protocols,
+    parse_table,
+    ping_sockets,
+    raw_sockets,
+)
 
 ICMP, ICMPV6 = socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -124,3 +136,40 @@ def test_a_table_of_nonsense_is_refused_or_empty(text, cut):
 def test_an_unknown_row_is_refused(row):
     with pytest.raises(KernelError, match="unknown row"):
         parse_table(HEADER + row)
+
+
+AF_XDP = 44
+
+
+@pytest.mark.netns
+def test_packet_sockets_are_told_by_device(tun):
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as anywhere,
+        socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as bound,
+    ):
+        bound.bind(("lo", 0x0800))
+        wanted = {PacketSocket(inode(anywhere), 0), PacketSocket(inode(bound), socket.if_nametoindex("lo"))}
+        assert wanted == set(packet_sockets())
+
+
+@pytest.mark.netns
+def test_xdp_sockets_are_counted(tun):
+    assert 0 == count_xdp_sockets()
+    with socket.socket(AF_XDP, socket.SOCK_RAW), socket.socket(AF_XDP, socket.SOCK_RAW):
+        assert 2 == count_xdp_sockets()
+
+
+@pytest.mark.parametrize("row", ["0000 3 3 0300", "0000 3 3 0300 eth0 1 0 0 7", "0000 3 3 0300 1 1 0 0 inode"])
+def test_an_unknown_row_of_packet_sockets_is_refused(row):
+    with pytest.raises(KernelError, match="/proc/net/packet: unknown row"):
+        parse_packet_table(f"sk RefCnt Type Proto  Iface R Rmem   User   Inode\n{row}\n")
+
+
+@pytest.mark.parametrize("row", ["", "XDP 1088", "XDP 1088 some"])
+def test_unknown_protocols_are_refused(row):
+    with pytest.raises(KernelError, match="/proc/net/protocols: unknown row"):
+        parse_protocols(f"protocol  size sockets\n{row}\n")
+
+
+def test_protocols_that_are_not_counted_have_none():
+    assert {"XDP": 3, "NETLINK": 0} == parse_protocols("protocol size sockets\nXDP 1088 3 -1\nNETLINK 1 -1 -1\n")

@@ -116,5 +116,33 @@ async def test_what_comes_from_packet_sockets_leaves_only_where_the_link_needs_i
         assert 0 == (await stage.daemon.command("undo")).returncode
 
 
+async def test_who_has_a_socket_below_ip_is_shown(stage, included):
+    """L33: packet sockets by device and program, XDP sockets by their number; our own are none of them."""
+
+    async def shown():
+        return (await stage.daemon.status())["link_sockets"]
+
+    assert [] == await shown()
+    await included("bound = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); bound.bind(('eth0', 0x0800))")
+    await included("xdp = socket.socket(44, socket.SOCK_RAW)")
+    app = {"pid": included.pid, "exe": str(stage.included), "user": 0}
+    packet, xdp = {"kind": "packet", "interface": "eth0", "app": app}, {"kind": "xdp", "interface": None, "app": None}
+
+    async def both():
+        return [packet, xdp] == await shown()
+
+    await until(both, "both are shown")
+    assert (
+        f"note     {stage.included}, process {included.pid} of user 0 has a packet socket on eth0"
+        in (await stage.daemon.command("status")).stdout
+    )
+    await included("bound.close(); xdp.close()")
+
+    async def neither():
+        return not await shown()
+
+    await until(neither, "none is shown any more")
+
+
 async def _tunnel_is_up(stage):
     return (await stage.daemon.status())["tunnel"]["up"]

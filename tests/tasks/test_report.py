@@ -16,6 +16,7 @@ from tunsplit.engine.policy import Mode, Policy
 from tunsplit.engine.sides import SideFacts, Sides
 from tunsplit.tasks.control import Credentials, Request
 from tunsplit.tasks.dnsproxy import Recent
+from tunsplit.tasks.linksockets import LinkSocket
 from tunsplit.tasks.report import Report
 
 UPLINK = SideFacts(
@@ -44,7 +45,7 @@ def gate():
     made.close()
 
 
-def report(gate, *, policy=None, recent=(), captured=False, **config):
+def report(gate, *, policy=None, recent=(), captured=False, link_sockets=(), **config):
     judge = FakeJudge(policy) if policy else gate.judge
     dns = SimpleNamespace(
         setting=lambda: "default",
@@ -63,6 +64,7 @@ def report(gate, *, policy=None, recent=(), captured=False, **config):
         as_real(gate.ports),
         gate.tuns,
         as_real(dns),
+        as_real(SimpleNamespace(listed=lambda: link_sockets)),
         gate.counters,
     )
 
@@ -85,11 +87,25 @@ def test_status_has_the_contract_s_shape(gate):
         "dns": {"platform": "linux", "setting": "default", "routes": []},
         "split": {"enabled": True, "mode": "exclude"},
         "hints": ["a hint"],
+        "link_sockets": [],
     } == status
     assert all(isinstance(count, int) for count in counters.values())
     assert {"flows", "held_flows", "port_in_use", "uplink_received", "tunnel_received", "tun_write_dropped"} <= set(
         counters
     )
+
+
+@pytest.mark.parametrize(("uid", "sees"), [(0, True), (1000, True), (1001, False)])
+def test_sockets_below_ip_are_shown_and_whose_to_root_and_their_user(gate, uid, sees):
+    app = App(7, "/sbin/dhclient", 1000)
+    sockets = LinkSocket("packet", "eth0", app), LinkSocket("xdp", None, None)
+    found = report(gate, link_sockets=sockets).status(Request("status", {}, Credentials(1, uid, uid)))["link_sockets"]
+    whole = {"pid": 7, "exe": "/sbin/dhclient", "user": 1000}
+
+    assert [
+        {"kind": "packet", "interface": "eth0", "app": whole if sees else None},
+        {"kind": "xdp", "interface": None, "app": None},
+    ] == found
 
 
 def test_without_sides_nothing_is_invented(gate):

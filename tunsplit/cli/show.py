@@ -55,12 +55,24 @@ def status_lines(answer: dict[str, Any]) -> list[str]:
     ]
     counters = {name: value for name, value in answer["counters"].items() if value}
     lines += [f"note     {hint}" for hint in answer["hints"]]
+    lines += [f"note     {link_socket_words(one)}" for one in answer["link_sockets"]]
     return [*lines, f"counters {joined(f'{name}={value}' for name, value in counters.items()) or 'all zero'}"]
 
 
 def route_words(choice: dict[str, Any]) -> str:
     """Return where a class of apps has its questions answered."""
     return joined([choice["app"], "apps", choice["route"], *(one["address"] for one in choice["servers"])])
+
+
+def link_socket_words(one: dict[str, Any]) -> str:
+    """Return who has a socket below IP, and what that means."""
+    from tunsplit.config.values import printable
+
+    who = printable(in_words(one["app"])) if one["app"] else "somebody"
+    if one["kind"] == "xdp":
+        return f"{who} has an XDP socket: what is sent by it passes beside tunsplit and its firewall"
+    where = one["interface"] or "every interface"
+    return f"{who} has a packet socket on {where}: what is sent by it is no app's"
 
 
 def joined(words: Iterable[object]) -> str:

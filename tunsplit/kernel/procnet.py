@@ -1,11 +1,15 @@
 """Ping and raw sockets, which sock_diag does not find by what they send: /proc/net/icmp, raw and their IPv6 twins.
 
+And those below IP, packet and XDP sockets: /proc/net/packet and protocols.
+
 Some facts about these tables (net/ipv4/ping.c ping_v4_format_sock, net/ipv4/raw.c raw_sock_seq_show,
-net/ipv6/datagram.c __ip6_dgram_sock_seq_show):
+net/ipv6/datagram.c __ip6_dgram_sock_seq_show, net/packet/af_packet.c packet_seq_show, net/core/sock.c
+proto_seq_printf):
 
 The columns are those of /proc/net/udp. The local "port" is a ping socket's echo identifier and a raw
 socket's protocol. Addresses are 32-bit words printed as the host's own numbers: their bytes are turned
-round on little-endian hosts. /proc/net is a link into the process's main thread; /proc/thread-self/net
+round on little-endian hosts. XDP sockets have no table, and sock_diag tells of them only where it was built to, but how
+many there are is told with all protocols. /proc/net is a link into the process's main thread; /proc/thread-self/net
 shows the namespace of the thread that reads.
 """
 
@@ -30,6 +34,13 @@ class TableSocket(NamedTuple):
     remote: bytes
 
 
+class PacketSocket(NamedTuple):
+    """One row of /proc/net/packet: `interface` is the index of the device that it is bound to, or 0."""
+
+    inode: int
+    interface: int
+
+
 def ping_sockets(version: int) -> list[TableSocket]:
     """Every ping socket.
 
@@ -46,6 +57,24 @@ def raw_sockets(version: int) -> list[TableSocket]:
         KernelError: that cannot be known.
     """
     return parse_table(_read("raw" + SUFFIX[version]))
+
+
+def packet_sockets() -> list[PacketSocket]:
+    """Every packet socket.
+
+    Raises:
+        KernelError: that cannot be known.
+    """
+    return parse_packet_table(_read("packet"))
+
+
+def count_xdp_sockets() -> int:
+    """How many XDP sockets there are.
+
+    Raises:
+        KernelError: that cannot be known.
+    """
+    return parse_protocols(_read("protocols")).get("XDP", 0)
 
 
 def find_ping(rows: Iterable[TableSocket], identifier: int, source: bytes) -> list[TableSocket]:
@@ -80,6 +109,34 @@ def parse_table(text: str) -> list[TableSocket]:
             raise KernelError(f"/proc/net: unknown row {line!r}") from error
         rows.append(row)
     return rows
+
+
+def parse_packet_table(text: str) -> list[PacketSocket]:
+    """Read /proc/net/packet.
+
+    Raises:
+        KernelError: a row is not what this kernel interface has been since Linux 2.6.
+    """
+    rows = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        try:
+            rows.append(PacketSocket(int(fields[8]), int(fields[4])))
+        except (IndexError, ValueError) as error:
+            raise KernelError(f"/proc/net/packet: unknown row {line!r}") from error
+    return rows
+
+
+def parse_protocols(text: str) -> dict[str, int]:
+    """Read /proc/net/protocols: how many sockets there are of each; a module may count none (-1).
+
+    Raises:
+        KernelError: a row is not what this kernel interface has been since Linux 2.6.
+    """
+    try:
+        return {fields[0]: max(0, int(fields[2])) for fields in map(str.split, text.splitlines()[1:])}
+    except (IndexError, ValueError) as error:
+        raise KernelError("/proc/net/protocols: unknown row") from error
 
 
 def _address(text: str) -> bytes:

@@ -16,6 +16,7 @@ from tunsplit.tasks.control import Request
 from tunsplit.tasks.dns import Dns
 from tunsplit.tasks.forward import Forward
 from tunsplit.tasks.judge import Judge
+from tunsplit.tasks.linksockets import LinkSockets
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.refusals import Refusal
@@ -40,6 +41,7 @@ class Report:
         ports: PortChoice,
         tuns: Tuns,
         dns: Dns,
+        link_sockets: LinkSockets,
         counters: Counter[str],
     ) -> None:
         self._switch = switch
@@ -51,19 +53,24 @@ class Report:
         self._ports = ports
         self._tuns = tuns
         self._dns = dns
+        self._link_sockets = link_sockets
         self._counters = counters
 
     def verbs(self) -> Mapping[str, Callable[[Request], object]]:
         """What can be asked, by verb."""
-        return {"status": lambda _: self.status(), "flows": self.flows, "dns": self.dns}
+        return {"status": self.status, "flows": self.flows, "dns": self.dns}
 
-    def status(self) -> Json:
-        """The daemon as a whole."""
+    def status(self, request: Request | None = None) -> Json:
+        """The daemon as a whole; None: whoever asks may see all."""
         network, config, policy = self._network, self._switch.config, self._judge.policy
         failure = network.failure or self._judge.failure
         sides = network.sides
         uplinks = {family: sides.uplink(family) for family in FAMILIES}
         uplink_addresses = dict.fromkeys(str(one) for facts in sides.uplinks for one in facts.addresses)
+
+        def may_see(app: App | None) -> bool:
+            return request is None or request.credentials.may_see(app.uid if app else None)
+
         state = "blocked" if failure else "active" if policy.enabled else "disabled"
         return {
             "state": state,
@@ -85,6 +92,10 @@ class Report:
             "dns": {"platform": config.dns.platform, "setting": self._dns.setting(), "routes": self._dns.routes()},
             "split": {"enabled": policy.enabled, "mode": policy.mode.value},
             "hints": self._switch.hints(),
+            "link_sockets": [
+                {"kind": one.kind, "interface": one.interface, "app": _app(one.app if may_see(one.app) else None)}
+                for one in self._link_sockets.listed()
+            ],
             "counters": self.counters(),
         }
 
