@@ -219,7 +219,7 @@ def test_of_a_line_that_was_cut_everybody_may_be_heirs(story, monkeypatch):
 
 
 def line(story, pid, *born):
-    found = story.tree.line(pid, born)
+    found = story.tree.line(pid, lambda one: one.pid in born)
     return None if found is None else sorted(found)
 
 

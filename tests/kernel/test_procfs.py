@@ -245,8 +245,8 @@ def test_what_is_not_there_has_no_identity(path):
     assert identify(path) is None
 
 
-def test_who_has_just_started_is_younger_than_a_minute(processes, apps):
+def test_start_times_are_told_as_of_the_boot(processes, apps):
+    before = procpid.tick_ago(1)
     started = processes.read(apps.start()).start_time
-    assert procpid.is_younger(started, 60)
-    assert not procpid.is_younger(started, -1)
-    assert not procpid.is_younger(started - 61 * procpid.TICKS_PER_S, 60)
+    assert before <= started <= procpid.tick_ago(0)
+    assert 60 * procpid.TICKS_PER_S <= procpid.tick_ago(0) - procpid.tick_ago(60) <= 61 * procpid.TICKS_PER_S

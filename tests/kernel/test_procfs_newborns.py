@@ -158,7 +158,7 @@ def test_a_search_counts_as_a_pass_though_it_puts_somebody_off(world, own, monke
     """What those have opened since then, who is born later has from them: they are looked at."""
     with monkeypatch.context() as patch:
         patch.setattr(tables, "LARGE", 0)
-        patch.setattr(procfs, "is_younger", lambda *_: False)
+        patch.setattr(world.processes.newcomers, "givers", lambda *_: set())
         world.look()
         world.processes.newcomers.lose_births()
         sock, number = own()  # by who is put off
@@ -175,18 +175,39 @@ def test_a_search_counts_as_a_pass_though_it_puts_somebody_off(world, own, monke
     assert (None if who == "parent" else later) == (holder and holder.process.pid)
 
 
-@pytest.mark.parametrize("young", [True, False])
-def test_who_was_born_of_a_large_process_since_that_was_read_is_not_taken_to_be_alone(world, own, monkeypatch, young):
-    """Whoever is older shows in that table what both have."""
+@pytest.mark.parametrize(
+    ("givers", "shared"), [({os.getpid(), SOME_PID}, True), ({SOME_PID}, False), (set(), False), (None, True)]
+)
+def test_who_may_have_a_socket_from_a_large_process_is_not_taken_to_be_alone(world, own, monkeypatch, givers, shared):
+    """What that has opened since its table was read. Who has given nothing to anybody is not read again for that."""
     monkeypatch.setattr(tables, "LARGE", 0)
-    if not young:
-        monkeypatch.setattr(procfs, "LATELY_S", -1.0)
+    asked: list[tuple[int, int]] = []
+
+    def tell(*what):
+        asked.append(what)
+        return givers
+
+    world.processes.newcomers.givers = tell
     world.look()
     sock, number = own()
     pid = world.bear(sock)
     *_, found = world.processes.find_holders({number})
 
-    assert ({pid, os.getpid()} if young else {pid}) == {holder.process.pid for holder in found[number]}
+    assert ({pid, os.getpid()} if shared else {pid}) == {holder.process.pid for holder in found[number]}
+    ((born, since),) = asked
+    assert pid == born
+    assert since <= world.processes.read(pid).start_time
+
+
+def test_who_is_older_than_a_large_processs_table_shows_in_it(world, own, monkeypatch):
+    monkeypatch.setattr(tables, "LARGE", 0)
+    monkeypatch.setattr(procfs, "LATELY_S", -1.0)
+    world.look()
+    sock, number = own()
+    pid = world.bear(sock)
+    *_, found = world.processes.find_holders({number})
+
+    assert [pid] == [holder.process.pid for holder in found[number]]
 
 
 def test_we_ourselves_are_not_looked_at(world, own, monkeypatch):

@@ -158,7 +158,8 @@ def test_births_are_told_to_who_looks_for_holders(world, monkeypatch):
     world.judge.prepare()
     assert [child] == told
     assert [child] == list(world.processes.heirs(pid))
-    assert {pid, child} == world.processes.newcomers.line(child, ())
+    newcomers = world.processes.newcomers
+    assert {pid, child} == newcomers.line(child, ()) == newcomers.givers(child, 2**62) != newcomers.givers(child, 0)
     world.coming = [[Overrun()]]
     world.judge.prepare()
     assert [child, "lost"] == told

@@ -19,7 +19,7 @@ off itself; one without is resting, or gone. No line has a loop.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from tunsplit.engine.reasons import Birth, Image, Node, has_program, line_of, process_of, traits_of
 
@@ -86,20 +86,20 @@ class Family:
             ahead += [child for child in one.children if (child.alive or child.children) and child not in seen]
         return [one.pid for one in seen if one.alive and one is not node]
 
-    def line(self, node: Node, born: Collection[int]) -> set[int] | None:
+    def line(self, node: Node, is_new: Callable[[Node], bool]) -> set[int] | None:
         """Who lives and may have what a node was born with, as pids; None: nobody can tell.
 
         Those are who it was born of, up to the first who is older than what is asked about; and their other children,
         for who is made with CLONE_PARENT has what a sibling had.
 
         Args:
-            node: the one who is asked about.
-            born: the pids of all who are not older.
+            node: the one who is asked about, and is not older.
+            is_new: whether another one is not.
         """
         found: set[int] = set()
         while node.birth is not Birth.MISSED and (above := node.parent) is not None:
             found |= {one.pid for one in (above, *above.children) if one.alive}
-            if above.pid not in born:
+            if not is_new(above):
                 return found
             node = above
         return None

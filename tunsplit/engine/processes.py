@@ -34,7 +34,7 @@ ask. `look` has no effect if the image is not the process's any more: what was r
 Fork costs one object. Dead nodes are kept for their descendants, and for a while (a last packet; exec by a thread).
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tunsplit.engine.asked import Asked
 from tunsplit.engine.family import Family
@@ -303,9 +303,9 @@ class ProcessTree:
         """Who may have descriptors of a process by birth, see `Family.heirs`; None also if it is not known."""
         return None if (node := self._nodes.get(pid)) is None else self._family.heirs(node, most)
 
-    def line(self, pid: int, born: Collection[int]) -> set[int] | None:
+    def line(self, pid: int, is_new: Callable[[Node], bool]) -> set[int] | None:
         """Who may have what a process was born with, likewise."""
-        return None if (node := self._nodes.get(pid)) is None else self._family.line(node, born)
+        return None if (node := self._nodes.get(pid)) is None else self._family.line(node, is_new)
 
     def recall(self, pid: int) -> Process | None:
         """What a living process is as of the last event, see `Node.recall`."""

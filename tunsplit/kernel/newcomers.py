@@ -13,10 +13,12 @@ at.
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from tunsplit.kernel.descriptors import search
+from tunsplit.kernel.procpid import tick_ago
 from tunsplit.kernel.tables import Tables
+from tunsplit.process import Process
 
 LATEST = 4  # who have come last …
 LATE_S = 2.0  # … no longer ago than this
@@ -32,11 +34,13 @@ class Newcomers:
     Attributes:
         line: says who may have what a process was born with, if nobody had it before these processes were born; None
             where there is no telling.
+        givers: likewise, if nobody had it before this clock tick.
         births: how many were heard of.
     """
 
     def __init__(self, tables: Tables) -> None:
         self.line: Line = lambda _, __: None
+        self.givers: Callable[[int, int], Collection[int] | None] = lambda _, __: None
         self.births = 0
         self._tables = tables
         self._own = os.getpid()
@@ -64,6 +68,15 @@ class Newcomers:
     def cover(self, births: int) -> None:
         """A pass over all has ended, at whose beginning there had been so many `births`."""
         self._covered = max(self._covered, births)
+
+    def givers_to(self, holders: Iterable[Process], within_s: float, pids: list[int]) -> list[int]:
+        """Which of these processes may have given what it has opened of late to a holder that was born since then."""
+        since, found = tick_ago(within_s), set[int]()
+        for pid in {one.pid for one in holders if one.start_time >= since}:
+            if (givers := self.givers(pid, since)) is None:
+                return pids
+            found.update(givers)
+        return [pid for pid in pids if pid in found]
 
     def find(self, link: str, user: int | None) -> Iterator[tuple[int, str]]:
         """Who of the latest shows this link, newest first, with the descriptor: a guess.

@@ -35,7 +35,7 @@ from typing import NamedTuple, TypeVar
 from tunsplit.kernel.closing import Closing
 from tunsplit.kernel.descriptors import children, closes_on_exec, read_link, search, sockets, tables_of_threads
 from tunsplit.kernel.newcomers import Newcomers
-from tunsplit.kernel.procpid import is_younger, last_pid, pids, read_process
+from tunsplit.kernel.procpid import last_pid, pids, read_process
 from tunsplit.kernel.tables import LATELY_S, Table, Tables, open_process
 from tunsplit.process import Process
 
@@ -142,8 +142,8 @@ class Processes(Closing):
         """All processes that hold these sockets, found in one pass; None before that now and then, to give way.
 
         A process that is born meanwhile is looked at too, and tables that threads have for themselves. A large table
-        that was read in the last seconds is read again only if a socket is found nowhere else, or with somebody who may
-        have been born of its process since.
+        that was read in the last seconds is read again only if a socket is found nowhere else, or with somebody whom
+        its process may have given it since.
 
         Raises:
             KernelError: that cannot be seen.
@@ -152,9 +152,9 @@ class Processes(Closing):
         put_off: list[int] = []
         births = self.newcomers.births
         for pids_then, rest in ((self._everybody(), put_off), (put_off, None)) if inodes else ():
-            young = any(is_younger(one.process.start_time, LATELY_S) for of in found.values() for one in of.values())
-            if found.keys() == inodes and not young:
-                break
+            if found.keys() == inodes and put_off:
+                held_by = [one.process for of in found.values() for one in of.values()]
+                put_off[:] = self.newcomers.givers_to(held_by, LATELY_S, put_off)
             for one in self._pass(inodes, pids_then, rest):
                 if one is None:
                     yield None

@@ -73,9 +73,9 @@ def resolve(path: str) -> str:
     return os.path.realpath(path)
 
 
-def is_younger(start_time: int, than_s: float) -> bool:
-    """Whether a process that started at this clock tick since boot (proc_pid_stat(5)) has been there for less long."""
-    return start_time >= int((time.clock_gettime(time.CLOCK_BOOTTIME) - than_s) * TICKS_PER_S)
+def tick_ago(seconds: float) -> int:
+    """The clock tick since boot, as start times are told in (proc_pid_stat(5)), of so long ago."""
+    return int((time.clock_gettime(time.CLOCK_BOOTTIME) - seconds) * TICKS_PER_S)
 
 
 def last_pid() -> int:

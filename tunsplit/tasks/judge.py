@@ -88,7 +88,8 @@ class Judge:
         processes.keys = keys_of(policy.all_rules)
         processes.recall = self.recall
         processes.heirs = lambda pid: self.tree.heirs(pid, HEIRS)
-        processes.newcomers.line = lambda pid, born: self.tree.line(pid, born)
+        processes.newcomers.line = lambda pid, born: self.tree.line(pid, lambda one: one.pid in born)
+        processes.newcomers.givers = lambda pid, since: self.tree.line(pid, lambda one: one.born >= since)
         saved, recent = (None, False) if self._file is None else self._file.load()
         self.tree = processstate.load(saved, policy.all_rules, self._look_at_all(), recent=recent)
 
