@@ -8,7 +8,7 @@ import pytest
 
 from tests.craft import ICMP, ICMPV6, UDP, address, ends
 from tunsplit.engine.direction import Direction
-from tunsplit.engine.flow import Flow
+from tunsplit.engine.flow import App, Flow
 from tunsplit.engine.nat import PORT_POOLS, Nat
 from tunsplit.engine.ports import PortPool
 from tunsplit.engine.rewrites import Way
@@ -49,7 +49,9 @@ class World:
             self._inbound[device] = SlowPath(self.nat.inbound(device), self.counters, outbound=False)
         return self._inbound[device]
 
-    def open(self, text: str, *, outside: str, protocol: int = UDP, device: Device = UPLINK) -> Flow:
+    def open(
+        self, text: str, *, outside: str, protocol: int = UDP, device: Device = UPLINK, user: int | None = None
+    ) -> Flow:
         """Open a flow with just this outside address and port."""
         source, _, port = outside.rpartition(":")
         number = None
@@ -57,7 +59,8 @@ class World:
             number = int(port)
             if number not in (pool := self.nat.pools[PORT_POOLS[protocol]]).taken():
                 pool._become_live(number)  # noqa: SLF001  # the test says which port was drawn
-        return self.nat.open(protocol, ends(text).key, way(source.strip("[]"), device), number, self.now)
+        app = None if user is None else App(100, "", user)
+        return self.nat.open(protocol, ends(text).key, way(source.strip("[]"), device), number, self.now, app=app)
 
     def echo(self, text: str, identifier: int, *, outside: str, device: Device = UPLINK) -> Flow:
         """Open a flow of echo: its identifier stands in the place of the source port."""

@@ -145,7 +145,9 @@ def test_after_a_long_sleep_what_is_due_ends_and_new_flows_have_their_whole_time
 def test_a_full_table_takes_the_place_of_what_closed_first():
     world = World(most_flows=2)
     texts = [f"10.128.0.1:{port} > 1.1.1.1:80" for port in (5001, 5002)]
-    flows = [world.open(text, outside=f"192.0.2.7:{40001 + at}", protocol=TCP) for at, text in enumerate(texts)]
+    flows = [
+        world.open(text, outside=f"192.0.2.7:{40001 + at}", protocol=TCP, user=at) for at, text in enumerate(texts)
+    ]
     assert not world.nat.has_room(world.now)
     assert not world.nat.end_oldest_closing(world.now)
     assert 1 == world.nat.statistics()["table_full"]
@@ -155,6 +157,44 @@ def test_a_full_table_takes_the_place_of_what_closed_first():
     assert world.nat.has_room(world.now)
     assert [flows[0]] == list(world.nat)
     assert world.nat.has_room(world.now)
+
+
+def test_one_user_has_three_quarters_of_the_table_at_most():
+    """L35; and makes room among his own, though another's flow closed before."""
+    world = World(most_flows=8)
+    others, *his = [
+        world.open(f"10.128.0.1:{5000 + at} > 1.1.1.1:80", outside=f"192.0.2.7:{40000 + at}", protocol=TCP, user=user)
+        for at, user in enumerate([8, *[7] * 6])
+    ]
+    world.nat.close(others)
+    assert (True, False) == (world.nat.has_room(world.now, 8), world.nat.has_room(world.now, 7))
+    assert 1 == world.nat.statistics()["user_full"]
+
+    world.nat.close(his[2])
+    assert world.nat.has_room(world.now, 7)
+    assert [others, *his[:2], *his[3:]] == list(world.nat)
+    assert world.nat.has_room(world.now, 7)
+
+
+def test_ports_are_counted_to_who_has_opened_them(world):
+    """And given back once nobody uses them any more, whoever was last."""
+    pool = world.nat.pools["tcp"]
+    flows = [
+        world.open(f"10.128.0.1:{5000 + user} > 1.1.1.{user}:80", outside="192.0.2.7:40000", protocol=TCP, user=user)
+        for user in (7, 8)
+    ]
+    most = pool.size * 3 // 4
+    for number in range(1, most):
+        world.open(
+            f"10.128.0.1:{6000 + number} > 1.1.1.1:80", outside=f"192.0.2.7:{40000 + number}", protocol=TCP, user=7
+        )
+    assert (False, True) == (world.nat.may_have_port("tcp", 7), world.nat.may_have_port("tcp", 8))
+    assert world.nat.may_have_port("udp", 7)
+
+    world.nat.end(flows[0], FlowEvent.TIMEOUT, world.now)
+    assert not world.nat.may_have_port("tcp", 7)
+    world.nat.end(flows[1], FlowEvent.TIMEOUT, world.now)
+    assert world.nat.may_have_port("tcp", 7)
 
 
 def test_flows_are_found_by_their_device(world):

@@ -240,7 +240,7 @@ class FakePorts:
     def asked(self, key: bytes, _: Way, __: list[bytes]) -> Asked | None:
         return self.questions.get(key)
 
-    def choose(self, protocol: int, key: bytes, way: Way, _: float) -> int | None:
+    def choose(self, protocol: int, key: bytes, way: Way, *_: object) -> int | None:
         if self.error:
             raise self.error
         if not self.room:

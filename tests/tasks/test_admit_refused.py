@@ -137,7 +137,7 @@ def test_without_a_port_there_is_no_flow(gate):
 
 def test_nor_in_a_full_table(gate, monkeypatch):
     gate.source.knows(5000, EXCLUDED)
-    monkeypatch.setattr(gate.nat, "has_room", lambda _: False)
+    monkeypatch.setattr(gate.nat, "has_room", lambda *_: False)
 
     gate.passes(syn())
 

@@ -9,7 +9,7 @@ import trio
 from tests.craft import ends
 from tests.fakes.devices import FAR4, HOST4, ICMP, TCP, TUN4, UDP, Side, opened
 from tests.fakes.judges import FakeDeaths, as_real
-from tunsplit.engine.flow import LINGER_S, UDP_S, Flow, FlowEvent, FlowState
+from tunsplit.engine.flow import LINGER_S, UDP_S, App, Flow, FlowEvent, FlowState
 from tunsplit.engine.fragments import Fragments
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import Nat
@@ -85,8 +85,8 @@ class World:
         self.ports.on_missing = lambda: self.told.append("missing")
         self.way = self.side.way()
 
-    def choose(self, protocol=TCP, text=FLOW):
-        return self.ports.choose(protocol, ends(text).key, self.way, 0.0)
+    def choose(self, protocol=TCP, text=FLOW, now=0.0, user=None):
+        return self.ports.choose(protocol, ends(text).key, self.way, now, user)
 
     def open(self, protocol=TCP, text=FLOW):
         port = self.choose(protocol, text)
@@ -335,6 +335,31 @@ def test_when_ports_run_out_the_flow_that_is_idle_for_longest_gives_its_own(worl
     assert world.ports.choose(UDP, late, world.way, float(before + 100)) is not None
     gone = {flow for flow in flows if flow.state is FlowState.GONE}
     assert set(flows[: len(gone)]) == gone != set()
+
+
+def open_until_none_is_left(world, user):
+    """One datagram from each of a user's sockets, one a millisecond; the flows."""
+    flows: list[Flow] = []
+    for number in range(1024, 65536):
+        text = f"{TUN4}:{number} > {FAR4}:53"
+        if (port := world.choose(UDP, text, user=user)) is None:
+            break
+        key, app = ends(text).key, App(100, "", user)
+        flows.append(world.nat.open(UDP, key, world.way, port, number / 1000, app=app))
+    return flows
+
+
+def test_one_user_leaves_a_quarter_of_the_ports_to_others(world):
+    """L35: who wants more than his share gives a port of his own for it; if none is idle, he has to wait."""
+    flows = open_until_none_is_left(world, 1000)
+    assert 16384 * 3 // 4 == len(flows)
+    assert world.choose(UDP, f"{TUN4}:900 > {FAR4}:53", user=1001)
+    others = world.nat.open(UDP, ends(f"{TUN4}:901 > {FAR4}:53").key, world.way,
+                            world.choose(UDP, f"{TUN4}:901 > {FAR4}:53"), 0.0)  # fmt: skip
+
+    assert world.choose(UDP, f"{TUN4}:902 > {FAR4}:53", now=flows[-1].opened + 20, user=1000)
+    assert FlowState.OPEN is others.state
+    assert FlowState.GONE is flows[0].state
 
 
 # Answers

@@ -140,6 +140,7 @@ class Flow:
     unless the DNS table sends it elsewhere. `forwarded`: it is a guest's, no app's. `ending`: of a TCP flow that
     has lost its side nothing leaves any more but its socket's RST; `resets` are
     the sequence numbers of that: where what was dropped begins, and its own. `pooled`: its outside port is NAT's.
+    `user` is the uid of the app that opened it, for what one user may have.
     `due` is the second in which the table looks whether the flow has been idle for too long.
     """
 
@@ -165,6 +166,7 @@ class Flow:
     verdict: str = ""
     closed_ways: int = 0
     due: int = 0
+    user: int | None = None
     mapping: Mapping | None = None
     original: Rewrite = field(init=False, repr=False)
     reply: Rewrite = field(init=False, repr=False)

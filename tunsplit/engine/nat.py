@@ -21,7 +21,8 @@ Who can guess a flow's ports can forge its end, and NAT knows nothing of windows
 TCP can tell. So a flow that seems to be over is asked for before it is forgotten, and goes on if its socket does.
 
 When the table is full, the flow that closed first gives way; if none is closing, the new one is refused. When
-ports run out, so does it, then what is idle for longest.
+ports run out, so does it, then what is idle for longest. Who has his share of either
+makes room among his own.
 """
 
 from collections import Counter, defaultdict
@@ -34,9 +35,11 @@ from tunsplit.engine.direction import Direction, destination_of, reversed_key, s
 from tunsplit.engine.flow import ACCEPT, CLOSE, CLOSING, GO_ON, TIMEOUT, App, Flow, FlowEvent, Mapping
 from tunsplit.engine.ports import BATCH, PortPool
 from tunsplit.engine.rewrites import Way, rewrites
+from tunsplit.engine.shares import Shares, User
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 PORT_POOLS = {TCP: "tcp", UDP: "udp", ICMP: "echo", ICMPV6: "echo"}  # others are translated by address alone
+FLOWS = "flows"  # of the table, as shares have it
 MOST_FLOWS = 131_072
 MOST_FROM_OUTSIDE = 16_384  # of those that a packet of anybody's is enough to open
 EXPIRED = 128  # flows that are due before others get their turn: a millisecond
@@ -63,6 +66,8 @@ class Nat:
         self._inbound: dict[Hashable, Direction] = {}
         self.sockets: set[int] = set()
         self._open = 0
+        self._shares = Shares({FLOWS: most_flows, **{name: pool.size for name, pool in pools.items()}})
+        self._port_users: defaultdict[str, dict[int, User]] = defaultdict(dict)
         self._closing: dict[Flow, None] = {}
         self._from_outside: dict[Flow, None] = {}
         self._mappings: defaultdict[Hashable, dict[bytes, Mapping]] = defaultdict(dict)
@@ -99,31 +104,44 @@ class Nat:
         outside = _outside(key, way.source, port)
         return self.inbound(way.device).find(protocol, reversed_key(outside)) is None
 
-    def has_room(self, now: float) -> bool:
-        """Make room for one more flow; False where the table is full of live ones."""
-        if self._open < self._most_flows or self.end_oldest_closing(now):
-            return True
-        self.counters["table_full"] += 1
-        return False
+    def has_room(self, now: float, user: User = None) -> bool:
+        """Make room for one more flow of a user; False where the table is full of live ones, or his share of it is."""
+        if not self._shares.has_room(FLOWS, user):
+            if not self._end_oldest_closing(now, lambda flow: flow.user == user):
+                self.counters["user_full"] += 1
+                return False
+        elif self._open >= self._most_flows and not self.end_oldest_closing(now):
+            self.counters["table_full"] += 1
+            return False
+        return True
 
     def end_oldest_closing(self, now: float) -> bool:
         """End the flow that closed first, before its time: its place is needed."""
-        oldest = next(iter(self._closing), None)
+        return self._end_oldest_closing(now, lambda _: True)
+
+    def _end_oldest_closing(self, now: float, which: Callable[[Flow], bool]) -> bool:
+        oldest = next(filter(which, self._closing), None)
         if oldest is None:
             return False
         self.end(oldest, TIMEOUT, now)
         return True
 
-    def free_port(self, pool: str, now: float) -> bool:
+    def may_have_port(self, pool: str, user: User) -> bool:
+        """Whether a user may have one more of a pool's ports."""
+        return self._shares.has_room(pool, user)
+
+    def free_port(self, pool: str, now: float, *, user: User, his: bool) -> bool:
         """End flows for their ports: of this pool, the one that closed first, else some that are idle for longest.
 
-        Some, since to find them costs a look at every flow. False: there are none.
+        Some, since to find them costs a look at every flow. False: there are none. `his`: this user's own alone.
         """
-        closed = next((flow for flow in self._closing if PORT_POOLS.get(flow.protocol) == pool), None)
-        if closed is not None:
-            self.end(closed, TIMEOUT, now)
+
+        def may_go(flow: Flow) -> bool:
+            return PORT_POOLS.get(flow.protocol) == pool and not (his and flow.user != user)
+
+        if self._end_oldest_closing(now, may_go):
             return True
-        idle = [flow for flow in self if PORT_POOLS.get(flow.protocol) == pool and flow.last_seen + IDLE_S <= now]
+        idle = [flow for flow in self if may_go(flow) and flow.last_seen + IDLE_S <= now]
         for flow in nsmallest(BATCH, idle, key=lambda flow: flow.last_seen):
             self.end(flow, TIMEOUT, now)
         return bool(idle)
@@ -242,6 +260,7 @@ class Nat:
         """Take the flow out at once: no packet of it passes any more, in either direction."""
         flow.move(event)
         self._open -= 1
+        self._shares.give_back(FLOWS, flow.user)
         self._closing.pop(flow, None)
         self._from_outside.pop(flow, None)
         self._leave_bucket(flow)
@@ -311,6 +330,8 @@ class Nat:
         self._enter_bucket(flow, max(int(now + flow.idle_s), self._checked) + 1)
         if not self._checked:
             self._checked = int(now)
+        flow.user = flow.app.uid if flow.app else None
+        self._shares.take(FLOWS, flow.user)
         self._open += 1
         self.counters["opened"] += 1
 
@@ -332,7 +353,12 @@ class Nat:
         if mapping.port == port:  # else TCP's ports have run out, and this one is another mapping's
             mapping.uses += 1
             flow.mapping = mapping
-        self._port_uses[PORT_POOLS[flow.protocol]][port] += 1
+        pool = PORT_POOLS[flow.protocol]
+        uses = self._port_uses[pool]
+        if not uses[port]:
+            self._port_users[pool][port] = flow.user
+            self._shares.take(pool, flow.user)
+        uses[port] += 1
 
     def _release(self, flow: Flow, now: float) -> None:
         if not flow.pooled:
@@ -346,6 +372,7 @@ class Nat:
         uses[port] -= 1
         if not uses[port]:
             del uses[port]
+            self._shares.give_back(pool, self._port_users[pool].pop(port))
             self.pools[pool].give_back(port, now)
 
 

@@ -18,11 +18,15 @@ BATCH = 64  # ports told to the kernel at once
 
 
 class PortPool:
-    """The ports of one protocol. `randbelow(n)` gives a random int in [0, n) and has to be unpredictable (RFC 6056)."""
+    """The ports of one protocol; `size` is how many there are.
+
+    `randbelow(n)` gives a random int in [0, n) and has to be unpredictable (RFC 6056).
+    """
 
     def __init__(self, first: int, last: int, randbelow: Callable[[int], int]) -> None:
         self._randbelow = randbelow
         self._free = list(range(first, last + 1))
+        self.size = len(self._free)
         self._reserved: list[int] = []
         self._live: list[int] = []
         self._place: dict[int, int] = {}  # of each live port in the list: any of them is found, and taken out, at once

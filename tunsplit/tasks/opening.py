@@ -43,7 +43,9 @@ class Opening:
     def open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> str:
         """Open the flow; what hinders that, or nothing."""
         protocol, key = first.protocol, first.key
-        if not self._nat.has_room(now):
+        app = App.of(attribution)
+        user = app.uid if app else None
+        if not self._nat.has_room(now, user):
             return NO_ROOM
         own = source_of(key)
         if own != self._network.own_address(first.headers.version) and not self._network.is_local(own):
@@ -69,12 +71,12 @@ class Opening:
                     return OTHER_SIDES
                 self._open_untranslated(first, way, judgement, attribution, now, asked)
                 return ""
-        port = self._ports.choose(protocol, key, way, now)
+        port = self._ports.choose(protocol, key, way, now, user)
         if port is None:
             return NO_ROOM
         flow = self._nat.open(
             protocol, key, way, port or None, now,
-            app=App.of(attribution), reason=judgement.reason, attribution=attribution.certainty,
+            app=app, reason=judgement.reason, attribution=attribution.certainty,
             cookie=attribution.cookie,
         )  # fmt: skip
         self._nat.own(flow, attribution.owner, attribution.sockets)

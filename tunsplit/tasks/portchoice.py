@@ -46,8 +46,8 @@ class PortChoice:
         self.on_missing: Callable[[], None] = lambda: None
         self.counters: Counter[str] = Counter()
 
-    def choose(self, protocol: int, key: bytes, way: Way, now: float) -> int | None:
-        """A port for this flow, 0 for one of a protocol without, or None where there is none to be had.
+    def choose(self, protocol: int, key: bytes, way: Way, now: float, user: int | None = None) -> int | None:
+        """A port for this flow of a user, 0 for one of a protocol without, or None where there is none to be had.
 
         Raises:
             KernelError: the kernel cannot be told, or asked.
@@ -61,11 +61,12 @@ class PortChoice:
         for _ in range(MOST_TRIES):
             if pool.must_reserve:
                 self._reserve(name, pool)
-            port = pool.draw()
+            has_share = self._nat.may_have_port(name, user)
+            port = pool.draw() if has_share else None
             if port is None:
                 if (port := self._shared(protocol, key, way)) is not None:
                     return port
-                if not self._nat.free_port(name, now):
+                if not self._nat.free_port(name, now, user=user, his=not has_share):
                     break
                 continue
             taken = True
