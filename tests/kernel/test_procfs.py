@@ -240,6 +240,18 @@ def test_a_symlink_is_followed(tmp_path):
     assert str(program) == resolve(str(tmp_path / "link"))
 
 
+def test_a_symlink_that_is_replaced_while_it_is_followed_is_left_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to("program")
+    readlink = os.readlink
+
+    def replaced(path):
+        (tmp_path / "link").unlink()
+        return readlink(path)
+
+    monkeypatch.setattr(os, "readlink", replaced)
+    assert str(tmp_path / "link") == resolve(str(tmp_path / "link"))
+
+
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "/etc/passwd/x", "with\0zero"])
 def test_what_is_not_there_has_no_identity(path):
     assert identify(path) is None

@@ -69,8 +69,11 @@ def is_script(path: str) -> bool:
 
 
 def resolve(path: str) -> str:
-    """The path with its symlinks followed, as far as it exists."""
-    return os.path.realpath(path)
+    """The path with its symlinks followed, as far as it exists; one that is being replaced at this moment as it is."""
+    try:
+        return os.path.realpath(path)
+    except OSError:  # a symlink was there, and is none any more
+        return path
 
 
 def tick_ago(seconds: float) -> int:
