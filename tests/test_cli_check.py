@@ -11,7 +11,7 @@ from tunsplit.check import Finding, Level
 from tunsplit.cli import main
 from tunsplit.config import parse
 from tunsplit.errors import ConfigError, KernelError
-from tunsplit.kernel import caps, features
+from tunsplit.kernel import caps, conntrack, features
 from tunsplit.kernel.features import Feature
 from tunsplit.lab import netns
 
@@ -48,6 +48,12 @@ def test_a_healthy_host_ends_with_0(healthy, tmp_path):
     assert ["configuration", "capabilities", "kernel", "programs"] == [
         line for line in result.stdout.splitlines() if not line.startswith(" ")
     ]
+
+
+def test_connection_tracking_without_room_is_a_warning(healthy, monkeypatch):
+    monkeypatch.setattr(conntrack, "shortage", lambda: "it is full")
+
+    assert [Finding(Level.OK, "everything"), Finding(Level.WARNING, "it is full")] == list(check.kernel())
 
 
 def test_a_wrong_configuration_ends_with_2_and_the_host_is_looked_at_all_the_same(healthy, tmp_path):

@@ -259,7 +259,7 @@ def capabilities() -> Iterator[Finding]:
 
 def kernel() -> Iterator[Finding]:
     """Yield a finding for each feature of the kernel, tried in a network namespace of its own."""
-    from tunsplit.kernel import features
+    from tunsplit.kernel import conntrack, features
 
     if not TUN_DEVICE.exists():
         yield Finding(Level.MISSING, NO_TUN_DEVICE, KernelError.exit_code)
@@ -278,6 +278,8 @@ def kernel() -> Iterator[Finding]:
             yield Finding(Level.MISSING, text, KernelError.exit_code)
         else:
             yield Finding(Level.NOTE, f"{feature.name} not available ({feature.complaint}): {feature.otherwise}")
+    if lack := conntrack.shortage():
+        yield Finding(Level.WARNING, lack)
 
 
 def programs() -> Iterator[Finding]:

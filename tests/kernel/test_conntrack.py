@@ -3,6 +3,7 @@
 import errno
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +131,40 @@ def test_a_user_namespace_of_its_own_is_named_as_what_forbids_to_ask(monkeypatch
     monkeypatch.setattr(NetlinkSocket, "look_up", refuse)
     with pytest.raises(PermissionMissing, match="not permitted: CAP_NET_ADMIN counts in the user namespace that owns"):
         Conntrack()
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    """Sets how many connections there may be, and are; None: the kernel does not track."""
+    monkeypatch.setattr("tunsplit.kernel.sysctl.ROOT", tmp_path)
+    (tmp_path / "net/netfilter").mkdir(parents=True)
+
+    def be(most, count):
+        for name, number in (("max", most), ("count", count)):
+            file = tmp_path / f"net/netfilter/nf_conntrack_{name}"
+            file.unlink(missing_ok=True)
+            if number is not None:
+                file.write_text(f"{number}\n")
+        return conntrack.shortage()
+
+    return be
+
+
+def test_room_for_connections_is_as_the_kernel_says():
+    most, count = (int(Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").read_text()) for name in ("max", "count"))
+    assert (most < conntrack.FEW or count >= 0.9 * most) == (conntrack.shortage() is not None)
+
+
+@pytest.mark.parametrize(("most", "count"), [(262_144, 0), (16_384, 0), (20_000, 17_999), (None, None)])
+def test_enough_room_is_not_told_of(room, most, count):
+    assert room(most, count) is None
+
+
+@pytest.mark.parametrize(("most", "count"), [(20_000, 18_000), (16_383, 0), (8192, 9000)])
+def test_too_little_room_is_told_of(room, most, count):
+    assert f"room for {most:,} connections, and {count:,} are open" in room(most, count)
+
+
+def test_room_that_cannot_be_read_is_told_of(room, tmp_path):
+    (tmp_path / "net/netfilter/nf_conntrack_max").mkdir()
+    assert "cannot be known" in str(conntrack.shortage())

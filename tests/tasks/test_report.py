@@ -37,7 +37,8 @@ def asked_by(uid):
 
 
 @pytest.fixture
-def gate():
+def gate(monkeypatch):
+    monkeypatch.setattr("tunsplit.tasks.report.shortage", lambda: None)
     made = Gate()
     made.network.sides = Sides(UPLINK, UPLINK, TUNNEL)
     made.ports.counters["port_in_use"] += 1
@@ -106,6 +107,12 @@ def test_sockets_below_ip_are_shown_and_whose_to_root_and_their_user(gate, uid, 
         {"kind": "packet", "interface": "eth0", "app": whole if sees else None},
         {"kind": "xdp", "interface": None, "app": None},
     ] == found
+
+
+def test_connection_tracking_that_is_full_is_a_hint(gate, monkeypatch):
+    monkeypatch.setattr("tunsplit.tasks.report.shortage", lambda: "it is full")
+
+    assert ["a hint", "it is full"] == report(gate).status()["hints"]
 
 
 def test_without_sides_nothing_is_invented(gate):

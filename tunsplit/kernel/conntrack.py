@@ -5,6 +5,8 @@ Some facts about ctnetlink (net/netfilter/nf_conntrack_netlink.c, ctnetlink_get_
 A get by tuple is one hash look-up. An entry hangs in the table by both of its tuples, so it is found by
 the reply's as well as by the original's, and its answer tells which is which. Nothing is tracked in a
 network namespace until a rule of its own asks for it (`ct …`), and nothing is found there.
+
+Where the table is full, the first packet of a flow is dropped without a word (nf_conntrack_core.c, init_conntrack).
 """
 
 import errno
@@ -12,6 +14,7 @@ import socket
 from typing import NamedTuple
 
 from tunsplit.errors import KernelError, PermissionMissing
+from tunsplit.kernel import sysctl
 from tunsplit.kernel.closing import Closing
 from tunsplit.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket, Refused, attribute, attributes, nested
 
@@ -26,6 +29,10 @@ CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 
 # What the kernel answers where connection tracking is not built in, or its module is absent.
 ABSENT = frozenset((errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT))
+MOST, OPEN = "net/netfilter/nf_conntrack_max", "net/netfilter/nf_conntrack_count"
+FEW = 16_384  # connections; a browser and a file sharer come to a few thousand
+NEARLY = 0.9  # of all
+
 # In the place of what each request has of its own.
 _SOURCE, _DESTINATION, _PROTOCOL, _SPORT, _DPORT = b"\xf1" * 4, b"\xf2" * 4, b"\xf3", b"\xf4" * 2, b"\xf5" * 2
 
@@ -115,6 +122,20 @@ class Conntrack(Closing):
             fourth, sport.to_bytes(2), fifth, dport.to_bytes(2), last,
         ))  # fmt: skip
         return self._socket.look_up("conntrack", IPCTNL_MSG_CT_GET, body)
+
+
+def shortage() -> str | None:
+    """What is to be known of the room for tracked connections, in a sentence; None: there is enough, or no tracking."""
+    try:
+        most, count = sysctl.read(MOST), sysctl.read(OPEN)
+    except KernelError as error:
+        return f"whether connection tracking has room cannot be known: {error}"
+    if most is None or count is None or (int(most) >= FEW and int(count) < NEARLY * int(most)):
+        return None
+    return (
+        f"connection tracking has room for {int(most):,} connections, and {int(count):,} are open: with more, whatever "
+        "opens is dropped; set net.netfilter.nf_conntrack_max higher"
+    )
 
 
 def _parse_tuple(data: bytes, src: int, dst: int) -> Tuple:

@@ -11,6 +11,7 @@ from tunsplit.engine.direction import destination_of, source_of
 from tunsplit.engine.flow import App, Flow
 from tunsplit.engine.nat import Nat
 from tunsplit.host import FAMILIES
+from tunsplit.kernel.conntrack import shortage
 from tunsplit.tasks.admit import Admit
 from tunsplit.tasks.control import Request
 from tunsplit.tasks.dns import Dns
@@ -91,7 +92,7 @@ class Report:
             },
             "dns": {"platform": config.dns.platform, "setting": self._dns.setting(), "routes": self._dns.routes()},
             "split": {"enabled": policy.enabled, "mode": policy.mode.value},
-            "hints": self._switch.hints(),
+            "hints": [*self._switch.hints(), *filter(None, [shortage()])],
             "link_sockets": [
                 {"kind": one.kind, "interface": one.interface, "app": _app(one.app if may_see(one.app) else None)}
                 for one in self._link_sockets.listed()
