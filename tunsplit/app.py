@@ -51,6 +51,7 @@ from tunsplit.tasks.halfopen import HalfOpen
 from tunsplit.tasks.handovers import Handovers
 from tunsplit.tasks.heirs import Heirs
 from tunsplit.tasks.holders import HoldersWatch
+from tunsplit.tasks.ipsec import Ipsec
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.linksockets import LinkSockets
 from tunsplit.tasks.liveflows import LiveFlows
@@ -58,6 +59,7 @@ from tunsplit.tasks.localresolvers import LocalResolvers
 from tunsplit.tasks.narrow import Narrow
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.notices import Notices
+from tunsplit.tasks.opening import Opening
 from tunsplit.tasks.organs import Organ, closing
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.pump import Pump
@@ -201,6 +203,7 @@ async def _open_daemon(
         pools = {name: PortPool(NAT_FIRST, NAT_LAST, Chance().below) for name in ("tcp", "udp", "echo")}
         nat = Nat(pools)
         ports = PortChoice(nat, live_ports, diag, conntrack)
+        ipsec = stack.enter_context(Ipsec(nat))
         guard, nftables = stack.enter_context(Guard()), stack.enter_context(Nftables())
         host_config = hostconfig.HostConfig(rtnetlink, live_ports=ports.taken, guard=guard, nftables=nftables)
         host_config.stays_closed = (on_stop or config.firewall.on_stop) == "block"
@@ -253,7 +256,7 @@ async def _open_daemon(
             judge=judge,
             network=network,
             dns=dns.capture,
-            ports=ports,
+            opening=Opening(nat, network, source, dns.capture, ports, ipsec.claims),
             answers=answers,
             hold=hold,
             handovers=handovers,
@@ -271,6 +274,7 @@ async def _open_daemon(
             dns=dns.capture,
             ports=ports,
             answers=answers,
+            claimed=ipsec.claims,
             send=admit.send,
             protocols=protocols,
         )
@@ -317,6 +321,7 @@ async def _open_daemon(
         acquired()
         async with trio.open_nursery() as nursery:
             network.on_end, network.on_loss = notices.ended, half_open.clear
+            ipsec.on_end = notices.ended
 
             def tun_renewed(tun: Tun) -> None:
                 pump.renewed(tun)
@@ -336,12 +341,13 @@ async def _open_daemon(
             def hear() -> None:
                 with closing(network.close_sides):
                     network.hear()
+                    ipsec.hear()
                 with closing(close_judged):
                     judge.hear()
 
             pump.before_batch = hear
             judge.on_subscribed = pump.hear_first
-            for descriptor in (events.fileno(), judge.fileno()):
+            for descriptor in (events.fileno(), judge.fileno(), *ipsec.descriptors()):
                 pump.hear_first(descriptor)
             ports.on_missing = network.restore
 

@@ -256,6 +256,23 @@ class NamedServers:
 
 
 @dataclass(frozen=True, slots=True)
+class IpsecPolicy:
+    """What leaves with these traits is IPsec's affair; `demands`: it may not leave as it is.
+
+    `protocol` 0 is any; of the destination port, only the bits in the mask count; `device` 0 is any.
+    """
+
+    source: IPNetwork
+    destination: IPNetwork
+    protocol: int
+    port: int
+    port_mask: int
+    device: int
+    priority: int
+    demands: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EgressTable:
     """What our table of nftables' family netdev is to be, in nft's words; empty for none.
 

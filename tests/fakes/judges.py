@@ -29,6 +29,7 @@ from tunsplit.tasks.dnscapture import DnsCapture
 from tunsplit.tasks.dnsproxy import Asker, Reply
 from tunsplit.tasks.forward import Forward
 from tunsplit.tasks.handovers import Handovers
+from tunsplit.tasks.opening import Opening
 from tunsplit.tasks.portchoice import Asked
 from tunsplit.tasks.pump import Pump
 from tunsplit.tasks.tuns import Tuns
@@ -298,6 +299,7 @@ class Gate:
         self.uplink, self.tunnel = self.network.uplink, self.network.tunnel
         self.source = FakeSource()
         self.ports = FakePorts(self.nat)
+        self.claimed: set[int] = set()  # destination ports that IPsec has
         self.counters: Counter[str] = Counter()
         self.hold = Hold(hold_s)
         self.deaths = FakeDeaths()
@@ -325,7 +327,9 @@ class Gate:
             judge=as_real(self.judge),
             network=as_real(self.network),
             dns=self.dns,
-            ports=as_real(self.ports),
+            opening=Opening(
+                self.nat, as_real(self.network), as_real(self.source), self.dns, as_real(self.ports), self.claims
+            ),
             answers=self.answers,
             hold=self.hold,
             handovers=self.handovers,
@@ -341,6 +345,7 @@ class Gate:
             dns=self.dns,
             ports=as_real(self.ports),
             answers=self.answers,
+            claimed=self.claims,
             send=self.admit.send,
             protocols=protocols,
         )
@@ -359,6 +364,9 @@ class Gate:
         nursery.start_soon(self.pump.run)
         nursery.start_soon(self.admit.search)
         nursery.start_soon(self.admit.release_late)
+
+    def claims(self, _: int, key: bytes, __: Way) -> bool:
+        return int.from_bytes(key[-2:], "big") in self.claimed
 
     def passes(self, *packets: bytes, header: bytes = bytes(10)) -> None:
         """Hand packets to the gate that no flow takes."""

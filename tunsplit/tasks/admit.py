@@ -34,7 +34,6 @@ from tunsplit.tasks.heirs import Heirs
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.opening import Opening
-from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.refusals import REFUSED_S, Key, Refusal, Refusals
 from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
 from tunsplit.tasks.sources import SocketSource
@@ -61,7 +60,7 @@ class Admit:
         judge: Judge,
         network: Network,
         dns: DnsCapture,
-        ports: PortChoice,
+        opening: Opening,
         answers: Answers,
         hold: Hold,
         handovers: Handovers,
@@ -76,7 +75,7 @@ class Admit:
         self._judge = judge
         self._network = network
         self._dns = dns
-        self._opening = Opening(nat, network, source, dns, ports)
+        self._opening = opening
         self._answers = answers
         self._hold = hold
         self._handovers = handovers

@@ -21,6 +21,7 @@ from tunsplit.engine.slowpath import Ready, SlowPath, Unknown, is_for_nobody, op
 from tunsplit.errors import KernelError
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.dnscapture import DnsCapture
+from tunsplit.tasks.ipsec import CLAIMED
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.refusals import Refusal, Refusals
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
@@ -40,16 +41,18 @@ class Forward:
         dns: DnsCapture,
         ports: PortChoice,
         answers: Answers,
+        claimed: Callable[[int, bytes, Way], bool],
         send: Callable[[Ready], None],
         protocols: frozenset[int],
     ) -> None:
-        """`judge` gives the verdict over all guests; `send` takes what may go."""
+        """`judge` gives the verdict over all guests; `claimed` as for `Opening`; `send` takes what may go."""
         self._nat = nat
         self._slow = slow
         self._judge = judge
         self._dns = dns
         self._ports = ports
         self._answers = answers
+        self._claimed = claimed
         self._send = send
         self._protocols = protocols | {TCP, UDP, ICMP, ICMPV6}
         self.refused = Refusals()
@@ -90,6 +93,8 @@ class Forward:
             way = self._dns.way(first, side, None)
             if way is None:
                 return f"{judgement.reason}; the {side} has no way there"
+            if not self._dns.is_captured(way) and self._claimed(first.protocol, first.key, way):
+                return f"{judgement.reason}; {CLAIMED}"
             if (flow := self._open(first, way, judgement, now)) is None:
                 return f"{judgement.reason}; no room"
         except KernelError as error:

@@ -11,6 +11,8 @@ A connected socket keeps the address that it once got, also when the host has lo
 error. The kernel lets it send on with IPv6. So it is ended, and its app, which is told by that, connects anew.
 """
 
+from collections.abc import Callable
+
 from tunsplit.engine.attribution import Attribution, Certainty
 from tunsplit.engine.direction import source_of
 from tunsplit.engine.flow import App, Flow
@@ -19,6 +21,7 @@ from tunsplit.engine.policy import Judgement
 from tunsplit.engine.rewrites import Way
 from tunsplit.engine.slowpath import Unknown, opens_connection
 from tunsplit.tasks.dnscapture import DnsCapture
+from tunsplit.tasks.ipsec import CLAIMED
 from tunsplit.tasks.network import Network
 from tunsplit.tasks.portchoice import Asked, PortChoice
 from tunsplit.tasks.sources import SocketSource
@@ -33,12 +36,22 @@ NOT_LOCAL = "it has an address that this host has no more"
 class Opening:
     """Opens flows."""
 
-    def __init__(self, nat: Nat, network: Network, source: SocketSource, dns: DnsCapture, ports: PortChoice) -> None:
+    def __init__(
+        self,
+        nat: Nat,
+        network: Network,
+        source: SocketSource,
+        dns: DnsCapture,
+        ports: PortChoice,
+        claimed: Callable[[int, bytes, Way], bool],
+    ) -> None:
+        """`claimed` says whether a policy of IPsec claims a flow, by protocol, four-tuple and way."""
         self._nat = nat
         self._source = source
         self._network = network
         self._dns = dns
         self._ports = ports
+        self._claimed = claimed
 
     def open(self, first: Unknown, way: Way, judgement: Judgement, attribution: Attribution, now: float) -> str:
         """Open the flow; what hinders that, or nothing."""
@@ -58,6 +71,8 @@ class Opening:
             self._nat.own(flow, attribution.owner, attribution.sockets)
             flow.cookie = attribution.cookie
             return ""
+        if self._claimed(protocol, key, way):
+            return CLAIMED
         if protocol == TCP and not opens_connection(first.packet, first.headers):
             if own != way.source and not self._network.is_address_of(way.device, own):
                 return OTHER_SIDES  # or of a NAT that has been forgotten
