@@ -84,7 +84,8 @@ def test_a_kernel_without_ipsec_has_no_policies(monkeypatch, code):
         raise KernelError("socket(AF_NETLINK, 6)") from OSError(code, "")
 
     monkeypatch.setattr(xfrm, "NetlinkSocket", absent)
-    assert () == xfrm.policies()
+    monkeypatch.setattr(xfrm, "XfrmEvents", absent)
+    assert ((), None) == (xfrm.policies(), xfrm.follow())
 
 
 @pytest.mark.netns
@@ -111,8 +112,10 @@ def test_any_other_failure_is_one(network, monkeypatch):
         raise KernelError("socket(AF_NETLINK, 6)") from OSError(errno.EMFILE, "")
 
     monkeypatch.setattr(xfrm, "NetlinkSocket", cannot)
-    with pytest.raises(KernelError):
-        xfrm.policies()
+    monkeypatch.setattr(xfrm, "XfrmEvents", cannot)
+    for ask in (xfrm.policies, xfrm.follow):
+        with pytest.raises(KernelError):
+            ask()
 
 
 @pytest.mark.parametrize("size", [0, 55, 151, 161])

@@ -41,7 +41,7 @@ class Events:
 class World:
     def __init__(self, monkeypatch):
         self.events, self.policies, self.error = Events(), (), None
-        monkeypatch.setattr(xfrm, "XfrmEvents", lambda: self.events)
+        monkeypatch.setattr(xfrm, "follow", lambda: self.events)
         monkeypatch.setattr(xfrm, "policies", self.read)
         self.nat, self.uplink, self.tunnel = nat(), Side(), Side("tunnel", WG0)
         self.ended: list[object] = []
@@ -120,15 +120,21 @@ async def test_its_news_is_to_be_heard_first(world):
 
 
 async def test_without_ipsec_there_is_no_news(world, monkeypatch):
-    def fail():
-        raise KernelError("IPsec policies: Protocol not supported")
-
-    monkeypatch.setattr(xfrm, "XfrmEvents", fail)
+    monkeypatch.setattr(xfrm, "follow", lambda: None)
     ipsec = Ipsec(world.nat)
     ipsec.hear()
     ipsec.close()
 
     assert [] == ipsec.descriptors()
+
+
+async def test_where_policies_cannot_be_known_at_start_nothing_starts(world):
+    """L21: nobody is to send in clear because a question failed."""
+    world.error = KernelError("no memory")
+    with pytest.raises(KernelError):
+        Ipsec(world.nat)
+
+    assert world.events.closed
 
 
 @pytest.mark.parametrize("claimed", [True, False])

@@ -37,6 +37,20 @@ SIZES = {socket.AF_INET: 4, socket.AF_INET6: 16}
 ABSENT = frozenset((errno.EPROTONOSUPPORT, errno.ECONNREFUSED))
 
 
+def follow() -> "XfrmEvents | None":
+    """Have changes of policies told; None where the kernel has no IPsec.
+
+    Raises:
+        KernelError: they are not told.
+    """
+    try:
+        return XfrmEvents()
+    except KernelError as error:
+        if _is_absent(error):
+            return None
+        raise
+
+
 def policies() -> tuple[IpsecPolicy, ...]:
     """Every policy for what leaves, the first that counts first; none where the kernel has no IPsec.
 
@@ -44,21 +58,20 @@ def policies() -> tuple[IpsecPolicy, ...]:
         KernelError: they cannot be known.
     """
     try:
-        netlink = NetlinkSocket(NETLINK_XFRM)
+        with NetlinkSocket(NETLINK_XFRM) as netlink:
+            answers = netlink.dump("IPsec policies", XFRM_MSG_GETPOLICY, bytes(POLICY_ID_SIZE))
     except KernelError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in ABSENT:
+        if _is_absent(error):
             return ()
         raise
-    with netlink:
-        try:
-            answers = netlink.dump("IPsec policies", XFRM_MSG_GETPOLICY, bytes(POLICY_ID_SIZE))
-        except Refused as error:
-            if error.errno in ABSENT:
-                return ()
-            raise
     answers.reverse()  # the newest comes first in a dump
     found = [policy for kind, body in answers if kind == XFRM_MSG_NEWPOLICY and (policy := parse_policy(body))]
     return tuple(sorted(found, key=lambda one: one.priority))
+
+
+def _is_absent(error: KernelError) -> bool:
+    number = error.errno if isinstance(error, Refused) else getattr(error.__cause__, "errno", None)
+    return number in ABSENT
 
 
 def parse_policy(body: bytes) -> IpsecPolicy | None:

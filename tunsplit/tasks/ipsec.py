@@ -39,12 +39,12 @@ class Ipsec(Closing):
         """
         self.on_end: Callable[[Flow], None] = lambda _: None
         self._nat = nat
-        self._events: xfrm.XfrmEvents | None = None
+        self._events = xfrm.follow()  # before they are read: a change in between is told
         try:
-            self._events = xfrm.XfrmEvents()
-        except KernelError as error:  # there is no IPsec, or `policies` says what is wrong
-            logger.debug("IPsec is not followed", extra={"error": str(error)})
-        self._policies = xfrm.policies()
+            self._policies = xfrm.policies()
+        except KernelError:
+            self.close()
+            raise
         self._stale = False
 
     def close(self) -> None:
