@@ -316,7 +316,7 @@ async def _open_daemon(
         switch.on_config = configured
         notices = Notices(diag, answers)
         switch.on_change = lambda: forward.judge_again(trio.current_time())
-        link_sockets = LinkSockets(processes)
+        link_sockets = LinkSockets(processes, counters)
         report = Report(switch, judge, nat, network, admit, forward, ports, tuns, dns, link_sockets, counters)
         acquired()
         async with trio.open_nursery() as nursery:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import Counter
 
 import pytest
 
@@ -22,7 +23,8 @@ class World:
         self.sockets = {1: LO, 2: 0}
         self.held = {1: frozenset({(200, 1)}), 2: frozenset({(200, 1)})}
         self.xdp = 0
-        self.link_sockets = LinkSockets(as_real(self))
+        self.counters: Counter[str] = Counter()
+        self.link_sockets = LinkSockets(as_real(self), self.counters)
 
     def read(self, pid):
         return None if pid == 404 else process(EXCLUDED, pid)
@@ -82,11 +84,29 @@ def test_of_xdp_sockets_it_is_known_that_they_are_there(world):
     assert [LinkSocket("xdp", None, None)] * 2 == world.look()[-2:]
 
 
-def test_where_nobody_can_look_the_last_look_counts(world, monkeypatch):
+def fail(*_):
+    raise KernelError("no room")
+
+
+def test_who_cannot_be_read_is_somebody_and_no_flow_ends_for_it(world, monkeypatch):
+    """A failure of one who looks counts against all: where looks go on failing, flows end."""
+    monkeypatch.setattr(world, "read", fail)
+
+    assert [LinkSocket("packet", "lo", None), LinkSocket("packet", None, None)] == world.look()
+    assert 2 == world.counters["link_sockets_not_seen"]
+
+
+def test_tables_that_cannot_be_read_are_empty(world, monkeypatch):
+    for name in ("packet_sockets", "count_xdp_sockets"):
+        monkeypatch.setattr(f"tunsplit.kernel.procnet.{name}", fail)
+    world.sockets.clear()
+
+    assert [] == world.look()
+    assert 2 == world.counters["link_sockets_not_seen"]
+
+
+def test_where_nobody_can_look_the_last_look_counts(world):
     before = world.look()
-    monkeypatch.setattr(world, "read", lambda _: (_ for _ in ()).throw(KernelError("no room")))
-    with pytest.raises(KernelError):
-        world.look()
     world.link_sockets.holders_unknown()
 
     assert before == world.link_sockets.listed()

@@ -2,18 +2,22 @@
 
 Theory of operation. Whoever may open one is trusted (DESIGN.md, "Below IP"). The netdev table refuses what packet
 sockets send past it without a thought of us; XDP sockets it never sees. Of those the kernel tells everybody no more
-than how many there are.
+than how many there are. Nobody is judged by this: what cannot be known is counted, and costs no flow.
 """
 
 import os
 import socket
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 from tunsplit.engine.flow import App
+from tunsplit.errors import KernelError
 from tunsplit.kernel import procnet
 from tunsplit.kernel.procfs import Processes
 from tunsplit.tasks.holders import Held
+
+T = TypeVar("T")
 
 
 class LinkSocket(NamedTuple):
@@ -27,37 +31,26 @@ class LinkSocket(NamedTuple):
 class LinkSockets:
     """Those of others, as of the last look at everybody's descriptors."""
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, counters: Counter[str]) -> None:
         self._processes = processes
+        self._counters = counters
         self._own_pid = os.getpid()
         self._asked: tuple[procnet.PacketSocket, ...] = ()
         self._listed: tuple[LinkSocket, ...] = ()
 
     def listed(self) -> list[LinkSocket]:
-        """Every one, those of one process and device as one.
-
-        Raises:
-            KernelError: that cannot be known.
-        """
-        return [*self._listed, *[LinkSocket("xdp", None, None)] * procnet.count_xdp_sockets()]
+        """Every one, those of one process and device as one."""
+        return [*self._listed, *[LinkSocket("xdp", None, None)] * self._try(procnet.count_xdp_sockets, 0)]
 
     # As an asker of tasks/holders.py
 
     def wanted_sockets(self) -> set[int]:
-        """The packet sockets, as inodes.
-
-        Raises:
-            KernelError: these cannot be known.
-        """
-        self._asked = tuple(procnet.packet_sockets())
+        """The packet sockets, as inodes."""
+        self._asked = tuple(self._try(procnet.packet_sockets, []))
         return {one.inode for one in self._asked}
 
     def take_holders(self, held: Held) -> Iterator[None]:
-        """Note who holds them.
-
-        Raises:
-            KernelError: a process cannot be read.
-        """
+        """Note who holds them."""
         found: dict[LinkSocket, None] = {}
         for one in self._asked:
             interface = _name_of(one.interface) if one.interface else None
@@ -72,8 +65,15 @@ class LinkSockets:
     def holders_unknown(self) -> None:
         """Leave it: they are told as they were."""
 
+    def _try(self, ask: Callable[[], T], otherwise: T) -> T:
+        try:
+            return ask()
+        except KernelError:
+            self._counters["link_sockets_not_seen"] += 1
+            return otherwise
+
     def _app_of(self, pid: int) -> App | None:
-        if (process := self._processes.read(pid)) is None:
+        if (process := self._try(lambda: self._processes.read(pid), None)) is None:
             return None
         return App(pid, process.executable.path if process.executable else "", process.uid)
 
