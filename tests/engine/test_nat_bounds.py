@@ -149,7 +149,6 @@ def test_a_full_table_takes_the_place_of_what_closed_first():
         world.open(text, outside=f"192.0.2.7:{40001 + at}", protocol=TCP, user=at) for at, text in enumerate(texts)
     ]
     assert not world.nat.has_room(world.now)
-    assert not world.nat.end_oldest_closing(world.now)
     assert 1 == world.nat.statistics()["table_full"]
 
     world.sent(tcp(texts[1], flags=RST))
@@ -195,6 +194,32 @@ def test_ports_are_counted_to_who_has_opened_them(world):
     assert not world.nat.may_have_port("tcp", 7)
     world.nat.end(flows[1], FlowEvent.TIMEOUT, world.now)
     assert world.nat.may_have_port("tcp", 7)
+
+
+def test_where_no_flow_is_idle_all_are_looked_at_once_a_second(world, monkeypatch):
+    """Who has his share and sends on from new sockets must not cost the others a look at every flow a packet."""
+    flow = world.open(OUT, outside="192.0.2.7:40000", user=7)
+    looks: list[float] = []
+    flows = type(world.nat).__iter__
+
+    def look(nat):
+        looks.append(world.now)
+        return flows(nat)
+
+    monkeypatch.setattr(type(world.nat), "__iter__", look)
+
+    def free(user):
+        return world.nat.free_port("udp", world.now, user=user, his=True)
+
+    assert [False, False, False] == [free(7), free(7), free(8)]
+    assert 2 == len(looks)
+    world.now += 1.0
+    assert not free(7)
+    assert 3 == len(looks)
+    world.now += 10.0
+    assert free(7)
+    assert [] == list(world.nat)
+    assert not flow.passes
 
 
 def test_flows_are_found_by_their_device(world):

@@ -322,25 +322,10 @@ async def test_without_news_of_dead_sockets_flows_end_by_time(world, nursery, au
     assert 1 == len(caplog.records)
 
 
-def test_when_ports_run_out_the_flow_that_is_idle_for_longest_gives_its_own(world):
-    flows: list[Flow] = []
-    for number in range(1024, 65536):
-        text = f"{TUN4}:{number} > {FAR4}:53"
-        if (port := world.choose(UDP, text)) is None:
-            break
-        flows.append(world.nat.open(UDP, ends(text).key, world.way, port, float(len(flows))))
-    before = len(flows)
-
-    late = ends(f"{TUN4}:900 > {FAR4}:53").key
-    assert world.ports.choose(UDP, late, world.way, float(before + 100)) is not None
-    gone = {flow for flow in flows if flow.state is FlowState.GONE}
-    assert set(flows[: len(gone)]) == gone != set()
-
-
 def open_until_none_is_left(world, user):
     """One datagram from each of a user's sockets, one a millisecond; the flows."""
     flows: list[Flow] = []
-    for number in range(1024, 65536):
+    for number in range(1024 + 16384 * (user - 1000), 65536):
         text = f"{TUN4}:{number} > {FAR4}:53"
         if (port := world.choose(UDP, text, user=user)) is None:
             break
@@ -349,13 +334,20 @@ def open_until_none_is_left(world, user):
     return flows
 
 
+def test_when_ports_run_out_the_flows_that_are_idle_for_longest_give_theirs(world):
+    flows = [*open_until_none_is_left(world, 1000), *open_until_none_is_left(world, 1001)]
+    assert world.choose(UDP, f"{TUN4}:900 > {FAR4}:53", now=100.0, user=1002) is not None
+
+    gone = {flow for flow in flows if flow.state is FlowState.GONE}
+    assert set(flows[: len(gone)]) == gone != set()
+
+
 def test_one_user_leaves_a_quarter_of_the_ports_to_others(world):
     """L35: who wants more than his share gives a port of his own for it; if none is idle, he has to wait."""
     flows = open_until_none_is_left(world, 1000)
     assert 16384 * 3 // 4 == len(flows)
-    assert world.choose(UDP, f"{TUN4}:900 > {FAR4}:53", user=1001)
-    others = world.nat.open(UDP, ends(f"{TUN4}:901 > {FAR4}:53").key, world.way,
-                            world.choose(UDP, f"{TUN4}:901 > {FAR4}:53"), 0.0)  # fmt: skip
+    text = f"{TUN4}:901 > {FAR4}:53"
+    others = world.nat.open(UDP, ends(text).key, world.way, world.choose(UDP, text, user=1001), 0.0)
 
     assert world.choose(UDP, f"{TUN4}:902 > {FAR4}:53", now=flows[-1].opened + 20, user=1000)
     assert FlowState.OPEN is others.state

@@ -44,6 +44,7 @@ MOST_FLOWS = 131_072
 MOST_FROM_OUTSIDE = 16_384  # of those that a packet of anybody's is enough to open
 EXPIRED = 128  # flows that are due before others get their turn: a millisecond
 NEVER_FAST = 1 << 16  # longer than any packet
+LOOK_S = 1.0  # between two looks at all flows for idle ones, after there were none
 IDLE_S = 10.0  # without a packet, after which a flow gives its port to another if there is none left
 
 
@@ -68,6 +69,7 @@ class Nat:
         self._open = 0
         self._shares = Shares({FLOWS: most_flows, **{name: pool.size for name, pool in pools.items()}})
         self._port_users: defaultdict[str, dict[int, User]] = defaultdict(dict)
+        self._none_idle_until: dict[tuple[str, bool, User], float] = {}  # by pool, and whose flows were looked at
         self._closing: dict[Flow, None] = {}
         self._from_outside: dict[Flow, None] = {}
         self._mappings: defaultdict[Hashable, dict[bytes, Mapping]] = defaultdict(dict)
@@ -110,14 +112,10 @@ class Nat:
             if not self._end_oldest_closing(now, lambda flow: flow.user == user):
                 self.counters["user_full"] += 1
                 return False
-        elif self._open >= self._most_flows and not self.end_oldest_closing(now):
+        elif self._open >= self._most_flows and not self._end_oldest_closing(now, lambda _: True):
             self.counters["table_full"] += 1
             return False
         return True
-
-    def end_oldest_closing(self, now: float) -> bool:
-        """End the flow that closed first, before its time: its place is needed."""
-        return self._end_oldest_closing(now, lambda _: True)
 
     def _end_oldest_closing(self, now: float, which: Callable[[Flow], bool]) -> bool:
         oldest = next(filter(which, self._closing), None)
@@ -133,17 +131,24 @@ class Nat:
     def free_port(self, pool: str, now: float, *, user: User, his: bool) -> bool:
         """End flows for their ports: of this pool, the one that closed first, else some that are idle for longest.
 
-        Some, since to find them costs a look at every flow. False: there are none. `his`: this user's own alone.
+        Some, since to find them costs a look at every flow; where there were none, nobody looks for a second. False:
+        there are none. `his`: this user's own alone.
         """
+        asked = pool, his, user if his else None
 
         def may_go(flow: Flow) -> bool:
             return PORT_POOLS.get(flow.protocol) == pool and not (his and flow.user != user)
 
         if self._end_oldest_closing(now, may_go):
             return True
+        if now < self._none_idle_until.get(asked, now):
+            return False
         idle = [flow for flow in self if may_go(flow) and flow.last_seen + IDLE_S <= now]
         for flow in nsmallest(BATCH, idle, key=lambda flow: flow.last_seen):
             self.end(flow, TIMEOUT, now)
+        self._none_idle_until.pop(asked, None)
+        if not idle:
+            self._none_idle_until[asked] = now + LOOK_S
         return bool(idle)
 
     def open(
