@@ -14,14 +14,16 @@ shows the namespace of the thread that reads.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tunsplit.errors import KernelError
 
 TABLES = Path("/proc/thread-self/net")
 SUFFIX = {4: "", 6: "6"}
+
+Row = TypeVar("Row")
 
 
 class TableSocket(NamedTuple):
@@ -98,17 +100,7 @@ def parse_table(text: str) -> list[TableSocket]:
     Raises:
         KernelError: a row is not what this kernel interface has been since Linux 2.6.
     """
-    rows = []
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        try:
-            local, number = fields[1].split(":")
-            remote, _ = fields[2].split(":")
-            row = TableSocket(int(fields[9]), int(fields[7]), int(number, 16), _address(local), _address(remote))
-        except (IndexError, ValueError, OverflowError) as error:
-            raise KernelError(f"/proc/net: unknown row {line!r}") from error
-        rows.append(row)
-    return rows
+    return _rows("/proc/net", text, _table_socket)
 
 
 def parse_packet_table(text: str) -> list[PacketSocket]:
@@ -117,14 +109,7 @@ def parse_packet_table(text: str) -> list[PacketSocket]:
     Raises:
         KernelError: a row is not what this kernel interface has been since Linux 2.6.
     """
-    rows = []
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        try:
-            rows.append(PacketSocket(int(fields[8]), int(fields[4])))
-        except (IndexError, ValueError) as error:
-            raise KernelError(f"/proc/net/packet: unknown row {line!r}") from error
-    return rows
+    return _rows("/proc/net/packet", text, lambda fields: PacketSocket(int(fields[8]), int(fields[4])))
 
 
 def parse_protocols(text: str) -> dict[str, int]:
@@ -133,10 +118,24 @@ def parse_protocols(text: str) -> dict[str, int]:
     Raises:
         KernelError: a row is not what this kernel interface has been since Linux 2.6.
     """
-    try:
-        return {fields[0]: max(0, int(fields[2])) for fields in map(str.split, text.splitlines()[1:])}
-    except (IndexError, ValueError) as error:
-        raise KernelError("/proc/net/protocols: unknown row") from error
+    return dict(_rows("/proc/net/protocols", text, lambda fields: (fields[0], max(0, int(fields[2])))))
+
+
+def _rows(what: str, text: str, read: Callable[[list[str]], Row]) -> list[Row]:
+    """Every row but the heading, by what `read` makes of its fields."""
+    rows = []
+    for line in text.splitlines()[1:]:
+        try:
+            rows.append(read(line.split()))
+        except (IndexError, ValueError, OverflowError) as error:
+            raise KernelError(f"{what}: unknown row {line!r}") from error
+    return rows
+
+
+def _table_socket(fields: list[str]) -> TableSocket:
+    local, number = fields[1].split(":")
+    remote, _ = fields[2].split(":")
+    return TableSocket(int(fields[9]), int(fields[7]), int(number, 16), _address(local), _address(remote))
 
 
 def _address(text: str) -> bytes:
