@@ -227,19 +227,21 @@ async def test_who_loses_his_side_while_others_are_being_ended_is_ended_with_the
     seen: list[list[bool]] = []
 
     def carry() -> int:
-        """The second one's holder has become another; so has the first one's, once more."""
-        if not seen:
+        """The second one's holder has become another; so has the first one's, once more; then nobody can look."""
+        seen.append([flow.ending and flow.passes for flow in flows])
+        if len(seen) == 1:
             for flow in flows:
                 flow.owner = owner(EXCLUDED)
             world.live.on_change({(100, 1)})
-        seen.append([flow.ending and flow.passes for flow in flows])
+            world.live.holders_unknown()
+            assert 1 == len(seen), "nothing is carried while something is"
         return 0
 
     world.carry = carry
     flows[0].owner = owner(EXCLUDED)
     world.live.rejudge_all()
 
-    assert [True, True] == seen[0]
+    assert [[True, False], [True, True]] == seen[:2]
     assert [False, False] == [flow.passes for flow in flows]
     assert [flow.key for flow in flows] == world.diag.destroyed
     assert len(flows) == len(world.refused)
