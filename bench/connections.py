@@ -5,9 +5,14 @@ after the other, and by CLIENTS at once; idle, and beside PROCESSES programs tha
 attribution has to tell from the one that asks. One client waits for each packet in turn, so its rate is that of
 processors that wake up; many keep them awake, and their rate is what the way carries. And the daemon's own CPU time for
 one connection, which says more while others keep the machine busy.
+
+Each figure is made towards a server's port of its own. A connection is remembered for a minute, by the server
+(TIME_WAIT) and by the host's connection tracking, and whoever comes next towards the same port with the same address
+has to draw another port, or is asked who it is: the second of two measurements would pay for the first.
 Needs root, and for the peer a package index: python -m bench.connections [SECONDS]
 """
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,16 +27,17 @@ from tunsplit.lab.copies import copy_program
 PROCESSES, SOCKETS = 300, 40
 CLIENTS = 8
 GOAL_IDLE, GOAL_BUSY = 2000, 1500
-PORT = 7000
+ports = itertools.count(7000)
 
 # As many servers as clients, or one that has connected and waits for its turn to speak would keep the others waiting.
 SERVE = f"""
-import os, signal, socket
+import os, signal, socket, sys
+port, clients = int(sys.argv[1]), int(sys.argv[2])
 os.setpgrp()
 signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
-listener = socket.create_server(("{SERVER[4]}", {PORT}), backlog=1024)
+listener = socket.create_server(("{SERVER[4]}", port), backlog=1024)
 print("listening", flush=True)
-for _ in range({CLIENTS} - 1):
+for _ in range(clients - 1):
     if not os.fork():
         break
 while True:
@@ -43,10 +49,10 @@ while True:
 # From the moment that it is known: what a process costs that is not, `bench.first_packet` measures.
 CONNECT = f"""
 import socket, sys, time
-seconds, count, failed, slowest = float(sys.argv[1]), 0, 0, 0.0
+port, seconds, count, failed, slowest = int(sys.argv[1]), float(sys.argv[2]), 0, 0, 0.0
 def connect():
     try:
-        with socket.create_connection(("{SERVER[4]}", {PORT}), 5) as connection:
+        with socket.create_connection(("{SERVER[4]}", port), 5) as connection:
             connection.sendall(b"?")
             return connection.recv(1) == b"?"
     except OSError:
@@ -89,9 +95,13 @@ class Rate(NamedTuple):
 
 def measure(link: Link, client: str, seconds: float, clients: int, carrier: int | None = None) -> Rate:
     """Connect again and again, with so many clients at once; `carrier` is the pid of the way's own process."""
-    argv = [client, "-c", CONNECT, str(seconds)]
+    port, pipe = str(next(ports)), subprocess.PIPE
     with ExitStack() as stack:
-        pipe = subprocess.PIPE
+        argv = [sys.executable, "-c", SERVE, port, str(clients)]
+        server = stack.enter_context(link.background(link.net, argv, stdout=pipe))
+        assert server.stdout is not None
+        server.stdout.readline()
+        argv = [client, "-c", CONNECT, port, str(seconds)]
         programs = [
             stack.enter_context(link.background(link.host, argv, stdin=pipe, stdout=pipe)) for _ in range(clients)
         ]
@@ -127,12 +137,8 @@ def neighbours(link: Link) -> Iterator[None]:
 def main() -> None:
     """Measure and print."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
-    with open_link() as link, ExitStack() as stack:
+    with open_link() as link:
         client = str(copy_program("python", Path(link.directory) / "client"))
-        argv = [sys.executable, "-c", SERVE]
-        server = stack.enter_context(link.background(link.net, argv, stdout=subprocess.PIPE))
-        assert server.stdout is not None
-        server.stdout.readline()
         peer = install_peer(link)
         for clients in (1, CLIENTS):
             compare(f"idle, {clients} at once", link, client, clients, peer, seconds, GOAL_IDLE)
