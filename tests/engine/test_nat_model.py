@@ -75,7 +75,7 @@ class Nats(RuleBasedStateMachine):
             return port
         pool = nat.pools[PORT_POOLS[one.protocol]]
         if pool.must_reserve:
-            pool.reserve()
+            pool.reserve(0.0)
         if (port := pool.draw()) is not None:
             in_use = {
                 other.outside.rpartition(":")[2]

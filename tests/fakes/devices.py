@@ -175,7 +175,7 @@ def draw_all(table: Nat, name: str) -> None:
     pool = table.pools[name]
     while True:
         if pool.must_reserve:
-            pool.reserve()
+            pool.reserve(0.0)
         if pool.draw() is None:
             return
 

@@ -241,7 +241,7 @@ class FakePorts:
     def asked(self, key: bytes, _: Way, __: list[bytes]) -> Asked | None:
         return self.questions.get(key)
 
-    def choose(self, protocol: int, key: bytes, way: Way, *_: object) -> int | None:
+    def choose(self, protocol: int, key: bytes, way: Way, *_: object, **__: object) -> int | None:
         if self.error:
             raise self.error
         if not self.room:
@@ -252,7 +252,7 @@ class FakePorts:
             return int(port)
         pool = self._table.pools[PORT_POOLS[protocol]]
         if pool.must_reserve:
-            pool.reserve()
+            pool.reserve(0.0)
         drawn = pool.draw()
         assert drawn is not None
         return int(drawn)

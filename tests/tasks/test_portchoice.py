@@ -1,103 +1,20 @@
 """NAT's outside ports: nobody else's, and known to the kernel before they are used."""
 
 import logging
-from collections import Counter
 
 import pytest
-import trio
 
-from tests.craft import ends
-from tests.fakes.devices import FAR4, HOST4, ICMP, TCP, TUN4, UDP, Side, opened
-from tests.fakes.judges import FakeDeaths, as_real
-from tunsplit.engine.flow import LINGER_S, UDP_S, App, Flow, FlowEvent, FlowState
-from tunsplit.engine.fragments import Fragments
-from tunsplit.engine.hold import Hold
-from tunsplit.engine.nat import Nat
-from tunsplit.engine.ports import BATCH, REST_S, PortPool
+from tests.craft import SYN, ends, tcp
+from tests.fakes.devices import FAR4, HOST4, ICMP, TCP, TUN4, UDP
+from tests.tasks.portstage import FLOW, World
+from tunsplit.engine.flow import FlowEvent
+from tunsplit.engine.ports import BATCH
 from tunsplit.errors import KernelError
 from tunsplit.kernel.conntrack import Entry, Tuple
-from tunsplit.kernel.liveports import TableMissing
-from tunsplit.tasks import expiry, portchoice
-from tunsplit.tasks.handovers import Handovers
-from tunsplit.tasks.portchoice import SETS, Asked, PortChoice
+from tunsplit.tasks import portchoice
+from tunsplit.tasks.portchoice import SETS, Asked
 
-FLOW = f"{TUN4}:5000 > {FAR4}:443"
 GRE = 47
-
-
-class FakeLivePorts:
-    """The sets of the nft table."""
-
-    def __init__(self):
-        self.sets: dict[str, set[int]] = {name: set() for names in SETS.values() for name in names}
-        self.error: Exception | None = None
-        self.missing = False
-
-    def _check(self):
-        if self.missing:
-            raise TableMissing("gone")
-        if self.error:
-            raise self.error
-
-    def is_there(self):
-        return not self.missing
-
-    def add(self, name, ports):
-        self._check()
-        self.sets[name].update(ports)
-
-    def delete(self, name, ports):
-        self._check()
-        self.sets[name].difference_update(ports)
-
-
-class FakeKernel:
-    """Both SockDiag and Conntrack, on a host where nobody else has a port."""
-
-    def __init__(self):
-        self.error: Exception | None = None
-        self.asked: list[tuple[object, ...]] = []
-        self.tracked: dict[tuple[object, ...], Entry] = {}
-
-    def is_bound(self, *_):
-        if self.error:
-            raise self.error
-        return False
-
-    def has_entry(self, *what):
-        self.asked.append(what)
-        return False
-
-    def find(self, protocol, *what):
-        self.asked.append(what)
-        return self.tracked.get(what) if protocol == UDP else None
-
-
-class World:
-    def __init__(self):
-        self.deaths, self.counters = FakeDeaths(), Counter[str]()
-        self.handovers = Handovers(as_real(self.deaths), Hold(1.0), self.counters)
-        self.side = Side("tunnel")
-        self.nat = Nat({name: PortPool(49152, 65535, lambda _: 0) for name in ("tcp", "udp", "echo")})
-        self.live, self.kernel = FakeLivePorts(), FakeKernel()
-        self.ports = PortChoice(self.nat, as_real(self.live), as_real(self.kernel), as_real(self.kernel))
-        self.told: list[str] = []
-        self.ports.on_missing = lambda: self.told.append("missing")
-        self.way = self.side.way()
-
-    def choose(self, protocol=TCP, text=FLOW, now=0.0, user=None):
-        return self.ports.choose(protocol, ends(text).key, self.way, now, user)
-
-    def open(self, protocol=TCP, text=FLOW):
-        port = self.choose(protocol, text)
-        return self.nat.open(protocol, ends(text).key, self.way, port, 0.0)
-
-    def take_all_but(self, count, name="tcp"):
-        pool = self.nat.pools[name]
-        while (places := pool.statistics())["free"] or places["reserved"] > count:
-            if pool.must_reserve:
-                pool.reserve()
-            pool.draw()
 
 
 @pytest.fixture
@@ -189,6 +106,31 @@ def test_when_none_can_be_shared_the_oldest_closing_flow_gives_way(world, monkey
     assert int.from_bytes(old.outside[-4:-2], "big") == world.choose(text=f"{TUN4}:5001 > {FAR4}:443")
 
 
+def test_ports_of_others_do_not_stand_in_the_way_of_those_that_have_rested(world):
+    world.take_all_but(2)
+    old = world.open()
+    own = int.from_bytes(old.outside[-4:-2], "big")
+    world.nat.end(old, FlowEvent.TIMEOUT, 0.0)
+    world.kernel.is_bound = lambda _protocol, _version, port: port != own
+
+    assert own == world.choose(text=f"{TUN4}:5001 > {FAR4}:443")
+    assert 1 == world.ports.counters["port_in_use"]
+
+
+def test_a_port_is_used_again_for_what_its_server_tells_from_the_last(world):
+    """Both have the same server; of the second the last is the lower."""
+    world.take_all_but(2)
+    for port, number in ((1, 5000), (2, 1000)):
+        text = f"{TUN4}:{port} > {FAR4}:443"
+        flow = world.open(text=text)
+        flow.syn = tcp(text, flags=SYN, seq=number)[20:]
+        world.nat.end(flow, FlowEvent.TIMEOUT, 0.0)
+    syn = tcp(f"{TUN4}:3 > {FAR4}:443", flags=SYN, seq=2000)[20:]
+    key = ends(f"{TUN4}:3 > {FAR4}:443").key
+
+    assert int.from_bytes(flow.outside[-4:-2], "big") == world.ports.choose(TCP, key, world.way, 1.0, syn=syn)
+
+
 @pytest.mark.parametrize("protocol", [TCP, UDP])
 def test_when_nothing_is_left_nothing_is_given(world, protocol, monkeypatch):
     monkeypatch.setattr(world.nat, "is_free", lambda *_: False)
@@ -212,7 +154,7 @@ def test_ports_that_the_kernel_was_not_told_of_are_not_used(world):
     world.live.error = KernelError("nft: no memory")
     with pytest.raises(KernelError):
         world.choose()
-    assert {"free": 16384, "reserved": 0, "live": 0, "resting": 0} == world.nat.pools["tcp"].statistics()
+    assert {"free": 16384, "reserved": 0, "live": 0, "resting": 0, "foreign": 0} == world.nat.pools["tcp"].statistics()
 
     world.live.error = None
 
@@ -224,7 +166,8 @@ def test_a_port_that_could_not_be_judged_is_given_back(world):
     with pytest.raises(KernelError):
         world.choose()
 
-    assert 0 == world.nat.pools["tcp"].statistics()["live"]
+    places = world.nat.pools["tcp"].statistics()
+    assert (0, 0) == (places["live"], places["foreign"])
     assert BATCH - 1 == len(world.live.sets[SETS["tcp"][0]])
 
 
@@ -242,116 +185,6 @@ def test_it_is_seen_also_while_no_flow_opens(world):
     world.ports.rest(1.0)
 
     assert ["missing"] == world.told
-
-
-# Rest
-
-
-def test_a_port_rests_before_the_kernel_gets_it_back(world):
-    flow = world.open()
-    port = int.from_bytes(flow.outside[-4:-2], "big")
-    world.nat.end(flow, FlowEvent.TIMEOUT, 10.0)
-
-    world.ports.rest(10.0 + REST_S - 1)
-    assert port in world.live.sets[SETS["tcp"][0]]
-
-    world.ports.rest(10.0 + REST_S)
-    assert port not in world.live.sets[SETS["tcp"][0]]
-
-
-async def test_once_a_second_what_is_due_ends(world, nursery, autojump_clock):
-    pieces = Fragments()
-    counters: Counter[str] = Counter()
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [pieces], world.handovers, counters)
-    start = trio.current_time()
-    key = ends(FLOW).key
-    port = world.choose(UDP)
-    world.nat.open(UDP, key, world.way, port, start)
-    await trio.sleep(290)
-    assert 1 == len(world.nat)
-
-    await trio.sleep(20)
-    assert 0 == len(world.nat)
-    assert port in world.live.sets[SETS["udp"][0]]
-
-    await trio.sleep(REST_S)
-    assert port not in world.live.sets[SETS["udp"][0]]
-
-
-async def test_a_kernel_that_does_not_listen_ends_nothing(world, nursery, autojump_clock, caplog):
-    flow = opened(world.nat, FLOW, world.way)
-    world.nat.end(flow, FlowEvent.TIMEOUT, trio.current_time())
-    world.live.error = KernelError("nft: no")
-    counters: Counter[str] = Counter()
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [], world.handovers, counters)
-
-    await trio.sleep(REST_S + 5)
-
-    assert {"ports_not_told": 1} == counters
-    assert ["ports cannot be given back"] == [record.message for record in caplog.records]
-
-
-COOKIE = b"8 bytes."
-
-
-def with_cookie(world, protocol):
-    now = trio.current_time()
-    return world.nat.open(protocol, ends(FLOW).key, world.way, world.choose(protocol), now, cookie=COOKIE)
-
-
-@pytest.mark.parametrize(("protocol", "left"), [(UDP, 0), (TCP, 1)])
-async def test_a_udp_flow_ends_soon_after_its_socket(world, nursery, autojump_clock, protocol, left):
-    """A TCP connection says so itself: its last packets may still be under way."""
-    with_cookie(world, protocol)
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [], world.handovers, Counter())
-    world.deaths.dies(5000, COOKIE, protocol)
-    world.deaths.dies(5000, b"another.", protocol)
-
-    await trio.sleep(LINGER_S + 5)
-    assert left == len(world.nat)
-
-
-async def test_without_news_of_dead_sockets_flows_end_by_time(world, nursery, autojump_clock, caplog):
-    with_cookie(world, UDP)
-    world.deaths.fails = "sock_diag: no"
-    nursery.start_soon(expiry.expire, world.nat, world.ports, [], world.handovers, world.counters)
-
-    await trio.sleep(UDP_S + 5)
-    assert 0 == len(world.nat)
-    assert world.counters["socket_deaths_failed"] > 100
-    assert 1 == len(caplog.records)
-
-
-def open_until_none_is_left(world, user):
-    """One datagram from each of a user's sockets, one a millisecond; the flows."""
-    flows: list[Flow] = []
-    for number in range(1024 + 16384 * (user - 1000), 65536):
-        text = f"{TUN4}:{number} > {FAR4}:53"
-        if (port := world.choose(UDP, text, user=user)) is None:
-            break
-        key, app = ends(text).key, App(100, "", user)
-        flows.append(world.nat.open(UDP, key, world.way, port, number / 1000, app=app))
-    return flows
-
-
-def test_when_ports_run_out_the_flows_that_are_idle_for_longest_give_theirs(world):
-    flows = [*open_until_none_is_left(world, 1000), *open_until_none_is_left(world, 1001)]
-    assert world.choose(UDP, f"{TUN4}:900 > {FAR4}:53", now=100.0, user=1002) is not None
-
-    gone = {flow for flow in flows if flow.state is FlowState.GONE}
-    assert set(flows[: len(gone)]) == gone != set()
-
-
-def test_one_user_leaves_a_quarter_of_the_ports_to_others(world):
-    """L35: who wants more than his share gives a port of his own for it; if none is idle, he has to wait."""
-    flows = open_until_none_is_left(world, 1000)
-    assert 16384 * 3 // 4 == len(flows)
-    text = f"{TUN4}:901 > {FAR4}:53"
-    others = world.nat.open(UDP, ends(text).key, world.way, world.choose(UDP, text, user=1001), 0.0)
-
-    assert world.choose(UDP, f"{TUN4}:902 > {FAR4}:53", now=flows[-1].opened + 20, user=1000)
-    assert FlowState.OPEN is others.state
-    assert FlowState.GONE is flows[0].state
 
 
 # Answers

@@ -141,6 +141,7 @@ class Flow:
     has lost its side nothing leaves any more but its socket's RST; `resets` are
     the sequence numbers of that: where what was dropped begins, and its own. `pooled`: its outside port is NAT's.
     `user` is the uid of the app that opened it, for what one user may have.
+    `syn` is what a TCP connection was opened with as it left, from TCP's header on; nothing if it was not opened here.
     `due` is the second in which the table looks whether the flow has been idle for too long.
     """
 
@@ -165,6 +166,7 @@ class Flow:
     resets: tuple[int, ...] = ()
     verdict: str = ""
     closed_ways: int = 0
+    syn: bytes = b""
     due: int = 0
     user: int | None = None
     mapping: Mapping | None = None

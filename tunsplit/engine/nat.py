@@ -21,7 +21,7 @@ Who can guess a flow's ports can forge its end, and NAT knows nothing of windows
 TCP can tell. So a flow that seems to be over is asked for before it is forgotten, and goes on if its socket does.
 
 When the table is full, the flow that closed first gives way; if none is closing, the new one is refused. When
-ports run out, so does it, then what is idle for longest. Who has his share of either
+ports run out, so do some of these, then what is idle for longest. Who has his share of either
 makes room among his own.
 """
 
@@ -33,9 +33,10 @@ from itertools import islice
 from tunsplit.engine.attribution import Owner
 from tunsplit.engine.direction import Direction, destination_of, reversed_key, source_of
 from tunsplit.engine.flow import ACCEPT, CLOSE, CLOSING, GO_ON, TIMEOUT, App, Flow, FlowEvent, Mapping
-from tunsplit.engine.ports import BATCH, PortPool
+from tunsplit.engine.ports import BATCH, LOOKED_AT, PortPool
 from tunsplit.engine.rewrites import Way, rewrites
 from tunsplit.engine.shares import Shares, User
+from tunsplit.engine.timewait import Connection
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 PORT_POOLS = {TCP: "tcp", UDP: "udp", ICMP: "echo", ICMPV6: "echo"}  # others are translated by address alone
@@ -129,27 +130,26 @@ class Nat:
         return self._shares.has_room(pool, user)
 
     def free_port(self, pool: str, now: float, *, user: User, his: bool) -> bool:
-        """End flows for their ports: of this pool, the one that closed first, else some that are idle for longest.
+        """End some flows for their ports: of this pool, those that closed first, else those idle for longest.
 
-        Some, since to find them costs a look at every flow; where there were none, nobody looks for a second. False:
-        there are none. `his`: this user's own alone.
+        To find idle ones costs a look at every flow; where there were none, nobody looks for a second. False: there
+        are none. `his`: this user's own alone.
         """
-        asked = pool, his, user if his else None
 
         def may_go(flow: Flow) -> bool:
             return PORT_POOLS.get(flow.protocol) == pool and not (his and flow.user != user)
 
-        if self._end_oldest_closing(now, may_go):
-            return True
-        if now < self._none_idle_until.get(asked, now):
-            return False
-        idle = [flow for flow in self if may_go(flow) and flow.last_seen + IDLE_S <= now]
-        for flow in nsmallest(BATCH, idle, key=lambda flow: flow.last_seen):
+        going = list(islice(filter(may_go, self._closing), LOOKED_AT))
+        asked = pool, his, user if his else None
+        if not going and now >= self._none_idle_until.get(asked, now):
+            idle = [flow for flow in self if may_go(flow) and flow.last_seen + IDLE_S <= now]
+            going = nsmallest(BATCH, idle, key=lambda flow: flow.last_seen)
+            self._none_idle_until.pop(asked, None)
+            if not going:
+                self._none_idle_until[asked] = now + LOOK_S
+        for flow in going:
             self.end(flow, TIMEOUT, now)
-        self._none_idle_until.pop(asked, None)
-        if not idle:
-            self._none_idle_until[asked] = now + LOOK_S
-        return bool(idle)
+        return bool(going)
 
     def open(
         self,
@@ -378,12 +378,17 @@ class Nat:
         if not uses[port]:
             del uses[port]
             self._shares.give_back(pool, self._port_users[pool].pop(port))
-            self.pools[pool].give_back(port, now)
+            self.pools[pool].give_back(port, now, _connection(flow) if flow.protocol == TCP else None)
 
 
 def _inside(protocol: int, key: bytes, source: bytes) -> bytes:
     """What has one outside port on a device: an inside address and port, while the device's own is `source`."""
     return bytes((protocol,)) + source + source_of(key) + key[-4:-2]
+
+
+def _connection(flow: Flow) -> Connection:
+    # IP counts more octets than TCP does: each packet's headers, which are more than SYN and FIN.
+    return Connection(flow.outside[:-4] + flow.outside[-2:], flow.syn, flow.opened, flow.original.octets)
 
 
 def _outside(key: bytes, source: bytes, port: int | None) -> bytes:

@@ -222,7 +222,8 @@ class SlowPath:
         finished = not vnet_header[0] & vnet.NEEDS_CSUM
         _write(packet, headers, rewrite, finished=finished)
         if self._outbound and headers.has_transport and opens_connection(packet, headers):
-            _hide(packet, headers, self._hidden.get(rewrite.flow.side, HIDDEN), finished=finished)
+            kinds = self._hidden.get(rewrite.flow.side, HIDDEN)
+            rewrite.flow.syn = _hide(packet, headers, kinds, finished=finished)
         rewrite.last_seen = now
         rewrite.packets += 1
         rewrite.octets += len(packet)
@@ -295,6 +296,11 @@ def opens_connection(packet: bytes | bytearray | memoryview, headers: Headers) -
     return headers.protocol == TCP and packet[headers.transport + 13] & (SYN | ACK) == SYN
 
 
+def segment_of(unknown: Unknown) -> bytes:
+    """TCP's part of a packet, from its header on; nothing of other protocols."""
+    return unknown.packet[unknown.headers.transport :] if unknown.protocol == TCP else b""
+
+
 def flow_key(packet: bytes, headers: Headers, *, turned_round: bool = False) -> bytes:
     """The key of the flow that this packet, with its transport header, belongs to.
 
@@ -327,8 +333,8 @@ def _write(packet: bytearray | memoryview, headers: Headers, rewrite: Rewrite, *
         _write_transport(packet, headers.transport, headers, rewrite.four_tuple[-4:], change, keeps_none=keeps_none)
 
 
-def _hide(packet: bytearray | memoryview, headers: Headers, kinds: frozenset[int], *, finished: bool) -> None:
-    """Hide options of a SYN."""
+def _hide(packet: bytearray | memoryview, headers: Headers, kinds: frozenset[int], *, finished: bool) -> bytes:
+    """Hide options of a SYN; what of it is TCP's, as it leaves."""
     segment = bytearray(packet[headers.transport : headers.size])
     before = internet_checksum(segment[tcpoptions.OPTIONS_AT :])
     tcpoptions.hide_untrusted(segment, kinds)
@@ -337,6 +343,7 @@ def _hide(packet: bytearray | memoryview, headers: Headers, kinds: frozenset[int
         check += internet_checksum(segment[tcpoptions.OPTIONS_AT :]) - before
         pack_u16(segment, CHECKSUM_AT[TCP], check % 0xFFFF)
     packet[headers.transport : headers.size] = segment
+    return bytes(segment)
 
 
 def _write_quoted(error: bytearray, at: int, inner: Headers, rewrite: Rewrite) -> None:

@@ -17,7 +17,7 @@ from tunsplit.engine.flow import Flow, FlowEvent, FlowState, Rewrite
 from tunsplit.engine.nat import Nat
 from tunsplit.engine.policy import Judgement, Verdict
 from tunsplit.engine.rewrites import Way
-from tunsplit.engine.slowpath import Ready, SlowPath, Unknown, is_for_nobody, opens_connection
+from tunsplit.engine.slowpath import Ready, SlowPath, Unknown, is_for_nobody, opens_connection, segment_of
 from tunsplit.errors import KernelError
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.dnscapture import DnsCapture
@@ -111,7 +111,7 @@ class Forward:
             return None
         if self._dns.is_captured(way):
             return self._dns.open(first, way, judgement, NOBODY, now, forwarded=True)
-        port = self._ports.choose(protocol, key, way, now)
+        port = self._ports.choose(protocol, key, way, now, syn=segment_of(first))
         if port is None:
             return None
         flow = self._nat.open(protocol, key, way, port or None, now, reason=judgement.reason, forwarded=True)

@@ -19,7 +19,7 @@ from tunsplit.engine.flow import App, Flow
 from tunsplit.engine.nat import Nat
 from tunsplit.engine.policy import Judgement
 from tunsplit.engine.rewrites import Way
-from tunsplit.engine.slowpath import Unknown, opens_connection
+from tunsplit.engine.slowpath import Unknown, opens_connection, segment_of
 from tunsplit.tasks.dnscapture import DnsCapture
 from tunsplit.tasks.ipsec import CLAIMED
 from tunsplit.tasks.network import Network
@@ -86,7 +86,7 @@ class Opening:
                     return OTHER_SIDES
                 self._open_untranslated(first, way, judgement, attribution, now, asked)
                 return ""
-        port = self._ports.choose(protocol, key, way, now, user)
+        port = self._ports.choose(protocol, key, way, now, user, segment_of(first))
         if port is None:
             return NO_ROOM
         flow = self._nat.open(

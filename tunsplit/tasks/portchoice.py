@@ -15,6 +15,7 @@ from tunsplit.engine.nat import PORT_POOLS, Nat
 from tunsplit.engine.nftsets import SET_ECHO4, SET_ECHO6, SET_TCP, SET_UDP
 from tunsplit.engine.ports import PortPool
 from tunsplit.engine.rewrites import Way
+from tunsplit.engine.timewait import Connection
 from tunsplit.errors import KernelError
 from tunsplit.kernel.conntrack import Conntrack
 from tunsplit.kernel.liveports import LivePorts, TableMissing
@@ -46,8 +47,12 @@ class PortChoice:
         self.on_missing: Callable[[], None] = lambda: None
         self.counters: Counter[str] = Counter()
 
-    def choose(self, protocol: int, key: bytes, way: Way, now: float, user: int | None = None) -> int | None:
+    def choose(
+        self, protocol: int, key: bytes, way: Way, now: float, user: int | None = None, syn: bytes = b""
+    ) -> int | None:
         """A port for this flow of a user, 0 for one of a protocol without, or None where there is none to be had.
+
+        `syn` is what a TCP connection opens with, from TCP's header on.
 
         Raises:
             KernelError: the kernel cannot be told, or asked.
@@ -58,26 +63,28 @@ class PortChoice:
             return port
         name = PORT_POOLS[protocol]
         pool = self._nat.pools[name]
+        connection = Connection(way.source + destination_of(key) + key[-2:], syn, now, 0) if protocol == TCP else None
         for _ in range(MOST_TRIES):
             if pool.must_reserve:
-                self._reserve(name, pool)
+                self._reserve(name, pool, now)
             has_share = self._nat.may_have_port(name, user)
-            port = pool.draw() if has_share else None
+            port = pool.draw(connection) if has_share else None
             if port is None:
                 if (port := self._shared(protocol, key, way)) is not None:
                     return port
                 if not self._nat.free_port(name, now, user=user, his=not has_share):
                     break
                 continue
-            taken = True
             try:
                 taken = self._is_taken(protocol, key, way, port)
-            finally:
-                if taken:  # or the kernel gave no answer
-                    pool.refuse(port)
-                    self._tell(self._live_ports.delete, name, [port])
+            except KernelError:
+                pool.put_back(port)
+                self._tell(self._live_ports.delete, name, [port])
+                raise
             if not taken:
                 return port
+            pool.refuse(port, now)
+            self._tell(self._live_ports.delete, name, [port])
             self.counters["port_in_use"] += 1
         self.counters["ports_exhausted"] += 1
         return None
@@ -122,14 +129,11 @@ class PortChoice:
         """All ports that are ours just now, by nft set."""
         return {one: self._nat.pools[name].taken() for name, sets in SETS.items() for one in sets}
 
-    def _reserve(self, name: str, pool: PortPool) -> None:
-        ports = pool.reserve()
+    def _reserve(self, name: str, pool: PortPool, now: float) -> None:
         try:
-            self._tell(self._live_ports.add, name, ports)
+            self._tell(self._live_ports.add, name, pool.reserve(now))
         except KernelError:  # the kernel would answer their packets: none of them may be used
-            for _ in ports:
-                if (port := pool.draw()) is not None:
-                    pool.refuse(port)
+            pool.give_up()
             raise
 
     def _shared(self, protocol: int, key: bytes, way: Way) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tunsplit.wire.ip import unpack_u16
+from tunsplit.wire.ip import unpack_u16, unpack_u32
 
 OPTIONS_AT = 20  # of the transport header
 END, NO_OPERATION = 0, 1
@@ -24,7 +24,16 @@ def hide_untrusted(segment: bytearray | memoryview, kinds: frozenset[int]) -> No
             segment[start:after] = bytes((NO_OPERATION,)) * (after - start)
 
 
-def _options(segment: bytearray | memoryview, end: int) -> Iterator[tuple[int, int, int]]:
+def timestamp(segment: bytes | bytearray | memoryview) -> int | None:
+    """The time that a segment shows, in the sender's ticks (TSval, RFC 7323 §3.2); None: it shows none."""
+    end = min((segment[12] >> 4) * 4, len(segment))
+    for kind, start, after in _options(segment, end):
+        if kind == TIMESTAMPS and after - start == 10:
+            return int(unpack_u32(segment, start + 2)[0])
+    return None
+
+
+def _options(segment: bytes | bytearray | memoryview, end: int) -> Iterator[tuple[int, int, int]]:
     """Each option that is whole: its kind, where it begins, and where the next one does."""
     at = OPTIONS_AT
     while at < end and (kind := segment[at]) != END:
