@@ -336,7 +336,7 @@ def _write(packet: bytearray | memoryview, headers: Headers, rewrite: Rewrite, *
 def _hide(packet: bytearray | memoryview, headers: Headers, kinds: frozenset[int], *, finished: bool) -> bytes:
     """Hide options of a SYN; what of it is TCP's, as it leaves."""
     segment = bytearray(packet[headers.transport : headers.size])
-    before = internet_checksum(segment[tcpoptions.OPTIONS_AT :])
+    before = internet_checksum(segment[tcpoptions.OPTIONS_AT :]) if finished else 0
     tcpoptions.hide_untrusted(segment, kinds)
     if finished:
         (check,) = unpack_u16(segment, CHECKSUM_AT[TCP])

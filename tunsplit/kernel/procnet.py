@@ -13,6 +13,7 @@ many there are is told with all protocols. /proc/net is a link into the process'
 shows the namespace of the thread that reads.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import NamedTuple, TypeVar
 from tunsplit.errors import KernelError
 
 TABLES = Path("/proc/thread-self/net")
+PIECE = 1 << 16  # bytes read at once; the kernel gives a page, or one row more
 SUFFIX = {4: "", 6: "6"}
 
 Row = TypeVar("Row")
@@ -145,9 +147,17 @@ def _address(text: str) -> bytes:
 
 
 def _read(name: str) -> str:
+    # Not by pathlib, nor with a decoder: what there is of raw sockets is asked for with each new UDP flow.
+    pieces = []
     try:
-        return (TABLES / name).read_text()
+        table = os.open(f"{TABLES}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while piece := os.read(table, PIECE):
+                pieces.append(piece)
+        finally:
+            os.close(table)
     except FileNotFoundError:  # no IPv6 in this kernel, or no ping sockets: there is no such socket
         return ""
     except OSError as error:
         raise KernelError(f"/proc/net/{name}: {error.strerror}") from error
+    return b"".join(pieces).decode("ascii")

@@ -59,8 +59,9 @@ class SocketSource:
     def attribute(self, protocol: int, four_tuple: bytes) -> Attribution | None:
         """Answer at once if every socket's holder is known from before, or newborn, and others do not wait too long."""
         self._early.pop(four_tuple, None)
+        likeliest: dict[int, Holder] = {}
         if protocol == UDP:
-            self._note_likeliest(four_tuple)
+            likeliest = self._note_likeliest(four_tuple)
             if self._diag.walk_s > DEAR_S:
                 return None
         found = self._find(protocol, four_tuple)
@@ -70,7 +71,7 @@ class SocketSource:
             return NO_SOCKET if found.cookie is None else Attribution(found.how, None, found.cookie)
         holders = []
         for inode in found.inodes:
-            holder = self._processes.recheck(inode)
+            holder = likeliest.get(inode) or self._processes.recheck(inode)
             if holder is None:
                 self._note(four_tuple, found.inodes, found.cookie)
                 holder = self._newborn(inode)
@@ -125,15 +126,20 @@ class SocketSource:
         self._rest_until = ended + self._pace.looked(ended - began)
         return holder
 
-    def _note_likeliest(self, four_tuple: bytes) -> None:
-        """Note who holds the likeliest UDP socket at this moment: it may be gone in the next."""
+    def _note_likeliest(self, four_tuple: bytes) -> dict[int, Holder]:
+        """Note who holds the likeliest UDP socket at this moment: it may be gone in the next.
+
+        Its only holder, by the socket's inode, if that can be told at once.
+        """
         socket = self._diag.find(UDP, four_tuple)
         if socket is None or not socket.inode:
-            return
-        if (holder := self._processes.recheck(socket.inode)) is not None:
-            self._keep(four_tuple, _Early({socket.inode: holder}, socket.cookie))
-        else:
+            return {}
+        if (holder := self._processes.recheck(socket.inode)) is None:
             self._note(four_tuple, (socket.inode,), socket.cookie, socket.uid)
+            return {}
+        only = {socket.inode: holder}
+        self._keep(four_tuple, _Early(only, socket.cookie))
+        return only
 
     def _note(self, four_tuple: bytes, inodes: Iterable[int], cookie: bytes | None, user: int | None = None) -> None:
         """Note those of the newcomers who hold these sockets."""
@@ -184,6 +190,8 @@ class SocketSource:
         return socket.uid if socket is not None else None
 
     def _find(self, protocol: int, four_tuple: bytes) -> _Found:
+        if protocol == TCP:
+            return self._find_tcp(four_tuple)
         return self._find_many([(protocol, four_tuple)])[protocol, four_tuple]
 
     def _find_many(self, flows: Sequence[Key]) -> dict[Key, _Found]:
