@@ -3,6 +3,7 @@
 import pytest
 
 from tests.engine.story import CURL, EXCLUDED, FIREFOX, INCLUDED, SH, STEAM, Story, firefox, rule_for, runs, steam
+from tunsplit.engine import family
 from tunsplit.engine.processes import ProcessTree
 from tunsplit.engine.reasons import Birth, Standing, count_descendants
 
@@ -208,6 +209,52 @@ def test_a_child_read_before_exec_tells_what_its_parent_ran(story):
     assert ["rule 1: /usr/bin/firefox"] == story.words(10)
 
 
+def test_whoever_runs_the_same_since_a_fork_stands_elsewhere_when_one_of_them_is_read(story):
+    story.bear_unread(10, 11)
+    story.fork(11, 12)
+    for pid in (10, 11, 12):
+        assert story.words(pid) is None
+    story.look(12, FIREFOX)
+
+    assert {(10, 10), (11, 11), (12, 12)} == story.tree.changed()
+
+
+def test_a_parent_stands_elsewhere_when_what_its_child_showed_is_in_doubt_or_believed_again(story):
+    story.bear_unread(10, 11)
+    story.look(11, FIREFOX)
+    story.words(10)
+
+    story.tree.exec(11, 11)
+    assert {(10, 10)} == story.tree.changed()
+    story.look(11, CURL)
+    assert {(10, 10)} == story.tree.changed()
+    assert ["rule 1: /usr/bin/firefox"] == story.words(10)
+
+
+def test_so_does_a_child_for_which_the_line_had_no_room(story, monkeypatch):
+    monkeypatch.setattr(family, "LONGEST", 1)
+    story.bear_unread(10, 11)
+    assert Birth.MISSED is story.tree.birth(11, 11)
+    assert story.words(11) is None
+    story.look(10, FIREFOX)
+
+    assert {(11, 11)} == story.tree.changed()
+
+
+def test_a_stranger_s_program_leaves_alone_what_was_told_of_others(story):
+    story.fork(1, 10)
+    story.exec(10, FIREFOX)
+    story.words(10)
+    told = story.tree.changes
+    story.fork(1, 20)
+    for path in (SH, CURL):
+        story.exec(20, path)
+    story.exit(20)
+
+    assert told == story.tree.changes
+    assert set() == story.tree.changed()
+
+
 def test_one_who_ended_unread_says_nothing_of_others_with_its_program(story):
     story.bear_unread(10, 11)
     story.look(11, None)
@@ -221,6 +268,24 @@ def test_what_a_process_ran_is_known_still_when_it_has_ended(story):
     story.exec(10, FIREFOX)
     story.look(10, None)
     assert ["rule 1: /usr/bin/firefox"] == story.words(10)
+
+
+@pytest.mark.parametrize("programs", [(SH, CURL), (SH, SH)])
+def test_what_a_child_runs_is_read_anew_when_its_parent_has_run_two_others_at_once(story, programs):
+    """What the first one showed may have been the second, and then said nothing of the one before."""
+    story.fork(1, 10)
+    story.exec(10, FIREFOX)
+    story.fork(10, 11)
+    for path in programs:
+        story.tree.exec(10, 10_000)
+        assert story.words(11) is None
+        unread = [pid for pid, _ in story.tree.take_unread()]
+        story.look(10, path)
+
+    assert {10, 11} == set(unread)
+    assert story.words(11) is None
+    story.look(11, FIREFOX)
+    assert ["rule 1: /usr/bin/firefox"] == story.words(11)
 
 
 def test_another_user_is_another_image(story):

@@ -26,9 +26,9 @@ class Asked:
         """Remember how a process stands."""
         self._told[node] = stand, start_time
 
-    def suspect(self, node: Node) -> None:
-        """Its reasons may have changed, and those of its descendants."""
-        if node.children:
+    def suspect(self, node: Node, *, others: bool = False) -> None:
+        """Its reasons may have changed, and those of its descendants; and of `others`, whoever they are."""
+        if others or node.children:
             self.suspect_all()
         elif node in self._told:
             self._suspects.add(node)

@@ -40,6 +40,7 @@ class Family:
         self._orphans: set[Node] = set()  # by what /proc showed, of parents whose end nobody has told
         self.cut = 0  # lines that were cut off for room
         self.missed = 0  # births
+        self.shortened = 0  # lines
 
     def __len__(self) -> int:
         """How many dead are kept."""
@@ -105,7 +106,8 @@ class Family:
         return None
 
     def bear(self, node: Node, above: Node) -> bool:
-        """Give a new node its parent; False if the line has no room for it."""
+        """Give a new node, which runs what its parent does, that parent; False if the line has no room for it."""
+        above.image.is_shared = True
         # Once for each member: a storm of children is not kept up by what their line cannot spare.
         if above.depth >= LONG and not above.children:
             self._shorten(above)
@@ -195,6 +197,7 @@ class Family:
     def _shorten(self, node: Node) -> None:
         line = [node, *line_of(node)]
         line[-1].depth = 0
+        self.shortened += 1
         seen: set[object] = set()
         # From the far end: whoever is left out is left out for the sake of one above.
         for below, above in zip(line[-2::-1], line[:0:-1], strict=True):

@@ -30,8 +30,6 @@ A child with another parent in /proc than the one that lives was missed, too, un
 Use: subscribe; `picture` all processes; then before each judgement apply the events, read what `take_unread` names (and
 `take_unproved`, of whom is to be judged), apply the events that came meanwhile, hand over what was read by `look`, and
 ask. `look` has no effect if the image is not the process's any more: what was read is never taken for what came later.
-
-Fork costs one object. Dead nodes are kept for their descendants, and for a while (a last packet; exec by a thread).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -215,12 +213,12 @@ class ProcessTree:
             self._asked.suspect(node)
         known = image.process
         if known is None:
-            if (unsettled := node.settle(process)) is not None:
-                self._unread.update({one: None for one in self._nodes.values() if one.image is unsettled})
+            others = image.is_shared or (node.doubted is not None and node.doubted[0].is_shared)
+            self._read_anew(node.settle(process))
             if has_program(process):
                 image.become(process)
                 node.source_of, node.looked_at = image, self._latest
-                self._asked.suspect_all()
+                self._asked.suspect(node, others=others)
             else:  # ended, perhaps: no word about others who share the image
                 self._replace(node, Image(process))
             if node.misfit is not None and program_of(process) == program_of(node.misfit.process):
@@ -292,7 +290,7 @@ class ProcessTree:
     @property
     def changes(self) -> int:
         """Counts up whenever `reasons` may answer otherwise for anybody it has been asked about."""
-        return self._asked.changes
+        return self._asked.changes + self._family.shortened
 
     def lineage(self, pid: int, start_time: int) -> list[Process]:
         """The process and its ancestors as last read, nearest first, as far as they are known."""
@@ -349,15 +347,19 @@ class ProcessTree:
         node = self._nodes.get(pid)
         return None if node is None or (node.start_time is not None and node.start_time > at) else node
 
-    def _replace(self, node: Node, image: Image) -> None:
+    def _replace(self, node: Node, image: Image, *, others: bool = False) -> None:
         node.image = image
-        self._asked.suspect(node)
+        self._asked.suspect(node, others=others)
 
     def _renew(self, node: Node, at: int) -> None:
-        if node.doubt(at):
-            self._asked.suspect_all()
-        self._replace(node, Image())
+        doubtful = node.doubt(at)
+        self._read_anew(doubtful[1:])
+        self._replace(node, Image(), others=any(image.is_shared for image in doubtful))
         self._unread[node] = None
+
+    def _read_anew(self, images: Sequence[Image]) -> None:
+        if images:
+            self._unread.update({node: None for node in self._nodes.values() if node.image in images})
 
     def _bury(self, node: Node) -> None:
         self._unread.pop(node, None)

@@ -94,12 +94,16 @@ class Birth(Enum):
 
 
 class Image:
-    """A program with its credentials, shared by all who run it since a fork. `process` is None until it was read."""
+    """A program with its credentials, shared by all who run it since a fork. `process` is None until it was read.
 
-    __slots__ = ("_claims", "_rules", "process")
+    `is_shared`: more than one runs it, or has run it.
+    """
+
+    __slots__ = ("_claims", "_rules", "is_shared", "process")
 
     def __init__(self, process: Process | None = None) -> None:
         self.process = process
+        self.is_shared = False
         self._claims: tuple[Rule, ...] = ()
         self._rules: Sequence[Rule] | None = None
 
@@ -187,30 +191,34 @@ class Node:
             self.recalled = read, read._replace(pid=self.pid, start_time=self.start_time, parent=parent)
         return self.recalled[1]
 
-    def doubt(self, at: int) -> bool:
-        """It runs another program: what was read of it just before may have been that one. False: nothing was."""
-        self.doubted, self.source_of, image = None, None, self.source_of
-        settled, self.settled = self.settled, None
-        if image is None or image.process is None or at - self.looked_at > EXEC_TICKS:
-            return False
-        if settled is not None:
-            settled.become(None)
-        self.doubted = image, image.process
-        image.become(None)
-        return True
+    def doubt(self, at: int) -> list[Image]:
+        """It runs another program: what was read of it just before may have been that one.
 
-    def settle(self, process: Process) -> Image | None:
-        """It was read anew: believe what was in doubt if that was something else; otherwise give its image back."""
+        What is not believed any more: the first may be again, see `settle`; the other, which was by what was read of
+        the first, is to be read anew.
+        """
+        image, settled = self.source_of, self.settled
+        self.doubted = self.source_of = self.settled = None
+        if image is None or image.process is None or at - self.looked_at > EXEC_TICKS:
+            return []
+        self.doubted = image, image.process
+        doubtful = [image] if settled is None else [image, settled]
+        for one in doubtful:
+            one.become(None)
+        return doubtful
+
+    def settle(self, process: Process) -> list[Image]:
+        """It was read anew: believe what was in doubt if that was something else; otherwise it is to be read anew."""
         if self.doubted is None:
-            return None
+            return []
         (image, read), self.doubted = self.doubted, None
         if image.process is not None:
-            return None
+            return []
         if not has_program(process) or traits_of(read) == traits_of(process):
-            return image
+            return [image]
         image.become(read)
         self.settled = image
-        return None
+        return []
 
     def is_started_at(self, start_time: int) -> bool:
         """Whether this is the process with that start time; who has none yet takes it, if it can be its own."""
