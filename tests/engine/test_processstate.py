@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.engine.story import CURL, EXCLUDED, FIREFOX, INCLUDED, INIT, SH, STEAM, USER, Story, firefox, runs, steam
-from tunsplit.engine.processstate import dump, load
+from tunsplit.engine.processstate import dump, load, tells_more_than_proc
 from tunsplit.engine.reasons import Birth
 
 
@@ -116,13 +116,13 @@ def test_a_record_that_is_dropped_may_have_been_of_somebody_marked(orphaned):
 def test_what_proc_does_not_tell_is_worth_keeping(story):
     story.fork(1, 10)
     story.look(10, SH)
-    assert not story.tree.tells_more_than_proc()
+    assert not tells_more_than_proc(story.tree)
     story.exec(10, FIREFOX)
-    assert story.tree.tells_more_than_proc()
+    assert tells_more_than_proc(story.tree)
     story.exec(10, SH)
-    assert not story.tree.tells_more_than_proc()
+    assert not tells_more_than_proc(story.tree)
     story.tree.rescan([INIT, runs(10, SH), runs(11, CURL), runs(12, CURL, 11)])
-    assert story.tree.tells_more_than_proc()
+    assert tells_more_than_proc(story.tree)
 
 
 def test_after_a_long_time_who_is_gone_is_believed_to_have_been_what_it_was(story):

@@ -49,7 +49,6 @@ from tunsplit.engine.reasons import (
     find_listed,
     find_reasons,
     has_program,
-    is_missed,
     line_of,
     program_of,
     stand_of,
@@ -326,10 +325,6 @@ class ProcessTree:
         """Every living process that has reasons, or is the VPN's client, by pid."""
         found = (find_listed(node, self._rules, marks=self.was_marked) for _, node in sorted(self._nodes.items()))
         return [*filter(None, found)]
-
-    def tells_more_than_proc(self) -> bool:
-        """Whether somebody lives who is listed or of missed birth: a first look at all processes might not show it."""
-        return any(node.alive and (self._reasons(node) or is_missed(node)) for node in self._nodes.values())
 
     def statistics(self) -> dict[str, int]:
         """How many are known, dead ones among them, and births that were missed; lines that were cut for room."""

@@ -10,9 +10,17 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tunsplit.engine.processes import ProcessTree
-from tunsplit.engine.reasons import Birth, Image, Mark, Node, process_of
+from tunsplit.engine.reasons import OTHER, UNKNOWN, Birth, Image, Mark, Node, is_missed, process_of
 from tunsplit.engine.rules import Rule
 from tunsplit.process import Process
+
+
+def tells_more_than_proc(tree: ProcessTree) -> bool:
+    """Whether somebody lives who is listed or of missed birth: a first look at all processes might not show it."""
+    listed = (
+        tree.stand(node).standing not in (OTHER, UNKNOWN) or is_missed(node) for node in tree.nodes() if node.alive
+    )
+    return any(listed)
 
 
 def dump(tree: ProcessTree) -> dict[str, Any]:

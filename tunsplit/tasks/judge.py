@@ -310,7 +310,7 @@ class Judge:
             return
         try:
             if anew:
-                self._file.save(processstate.dump(self.tree) if self.tree.tells_more_than_proc() else None)
+                self._file.save(processstate.dump(self.tree) if processstate.tells_more_than_proc(self.tree) else None)
             else:
                 self._file.touch()
             self._unsaved = False
