@@ -130,7 +130,8 @@ def neighbours(link: Link) -> Iterator[None]:
         ]
         for one in held:
             assert one.stdout is not None
-            one.stdout.readline()
+            with one.stdout as ready:  # who starts clients is to have few descriptors: it is looked at for each of them
+                ready.readline()
         yield
 
 

@@ -84,12 +84,15 @@ def test_whoever_is_likely_to_have_the_next_socket_is_tried_first(processes, mon
     assert 7 == len(tried)
 
 
-def test_only_the_latest_newcomers_are_looked_at(processes, apps):
+@pytest.mark.parametrize("ended", [True, False])
+def test_only_the_latest_newcomers_that_live_are_looked_at(processes, ended):
     with sockets() as sock:
         processes.newcomers.note(os.getpid())
         for pid in range(1, newcomers.LATEST + 1):
             processes.newcomers.note(2**22 + pid)
-        assert processes.newcomer(inode(sock)) is None
+            if ended:
+                processes.newcomers.ended(2**22 + pid)
+        assert (processes.newcomer(inode(sock)) is not None) == ended
 
 
 def test_who_came_a_while_ago_is_no_newcomer(processes, monkeypatch):

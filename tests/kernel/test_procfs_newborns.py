@@ -127,6 +127,37 @@ def test_where_there_is_no_telling_nobody_is_told(world, own, monkeypatch, how):
     assert world.processes.newborn(number) is None
 
 
+def test_who_has_ended_is_none_of_too_many(world, own):
+    world.look()
+    newcomers_of = world.processes.newcomers
+    for number in range(2 * newcomers.MOST_BORN):
+        newcomers_of.note_birth(SOME_PID + number)
+        newcomers_of.ended(SOME_PID + number)
+    sock, number = own()
+    pid = world.bear(sock)
+    sock.close()
+    assert pid == world.processes.newborn(number).process.pid
+    newcomers_of.ended(pid)
+    assert world.processes.newborn(number) is None
+
+
+def test_of_two_passes_that_overlap_the_later_one_counts(world, own):
+    """Also where the earlier one ends last."""
+    earlier = world.processes.newcomers.begin_pass()._replace(at=0)
+    world.bear()
+    later = world.processes.newcomers.begin_pass()
+    sock, number = own()
+    pid = world.bear(sock)
+    sock.close()
+    for one in (later, earlier):
+        world.processes.newcomers.cover(one)
+    asked: list[tuple[int, int]] = []
+    world.processes.newcomers.line = lambda *what: asked.append(what)
+
+    assert world.processes.newborn(number) is None
+    assert [(pid, later.at)] == asked
+
+
 def test_after_the_next_pass_it_is_told_again(world, own):
     world.look()
     world.processes.newcomers.lose_births()
@@ -158,7 +189,7 @@ def test_a_search_counts_as_a_pass_though_it_puts_somebody_off(world, own, monke
     """What those have opened since then, who is born later has from them: they are looked at."""
     with monkeypatch.context() as patch:
         patch.setattr(tables, "LARGE", 0)
-        patch.setattr(world.processes.newcomers, "givers", lambda *_: set())
+        patch.setattr(world.processes.newcomers, "line", lambda *_: set())
         world.look()
         world.processes.newcomers.lose_births()
         sock, number = own()  # by who is put off
@@ -187,7 +218,7 @@ def test_who_may_have_a_socket_from_a_large_process_is_not_taken_to_be_alone(wor
         asked.append(what)
         return givers
 
-    world.processes.newcomers.givers = tell
+    world.processes.newcomers.line = tell
     world.look()
     sock, number = own()
     pid = world.bear(sock)

@@ -140,12 +140,21 @@ def test_what_is_remembered_is_bounded(world, monkeypatch):
 
 
 def test_ends_are_told_to_who_looks_for_holders(world, monkeypatch):
+    """Of a process that opens no flow any more; and of one that has ended with all of its threads."""
     told: list[int] = []
+    ended: list[int] = []
     monkeypatch.setattr(world.processes, "ended", told.append)
-    pid = world.process.pid
-    world.coming = [[Exit(pid + 1, pid, 2**40), Exit(pid, pid, 2**40)]]
+    monkeypatch.setattr(world.processes.newcomers, "ended", ended.append)
+    pid, at = world.process.pid, 2**40
+    world.coming = [[Fork(pid, pid, pid + 1, pid, at), Fork(pid, pid, pid + 2, pid, at), Exit(pid + 1, pid, at)]]
     world.judge.prepare()
-    assert [pid] == told
+    assert [] == told == ended
+    world.coming = [[Exit(pid, pid, at)]]
+    world.judge.prepare()
+    assert ([pid], []) == (told, ended)
+    world.coming = [[Exit(pid + 2, pid, at)]]
+    world.judge.prepare()
+    assert ([pid], [pid]) == (told, ended)
 
 
 def test_births_are_told_to_who_looks_for_holders(world, monkeypatch):
@@ -158,8 +167,8 @@ def test_births_are_told_to_who_looks_for_holders(world, monkeypatch):
     world.judge.prepare()
     assert [child] == told
     assert [child] == list(world.processes.heirs(pid))
-    newcomers = world.processes.newcomers
-    assert {pid, child} == newcomers.line(child, ()) == newcomers.givers(child, 2**62) != newcomers.givers(child, 0)
+    line = world.processes.newcomers.line
+    assert {pid, child} == line(child, 2**62) != line(child, 0)
     world.coming = [[Overrun()]]
     world.judge.prepare()
     assert [child, "lost"] == told

@@ -87,7 +87,7 @@ class Family:
             ahead += [child for child in one.children if (child.alive or child.children) and child not in seen]
         return [one.pid for one in seen if one.alive and one is not node]
 
-    def line(self, node: Node, is_new: Callable[[Node], bool]) -> set[int] | None:
+    def line(self, node: Node, since: int) -> set[int] | None:
         """Who lives and may have what a node was born with, as pids; None: nobody can tell.
 
         Those are who it was born of, up to the first who is older than what is asked about; and their other children,
@@ -95,12 +95,12 @@ class Family:
 
         Args:
             node: the one who is asked about, and is not older.
-            is_new: whether another one is not.
+            since: the clock tick that tells who is.
         """
         found: set[int] = set()
         while node.birth is not Birth.MISSED and (above := node.parent) is not None:
             found |= {one.pid for one in (above, *above.children) if one.alive}
-            if not is_new(above):
+            if above.born < since:
                 return found
             node = above
         return None

@@ -139,20 +139,22 @@ class ProcessTree:
         if (node := self._of_event(pid, at)) is not None and node.alive:
             self._renew(node, at)
 
-    def exit(self, task: int, pid: int, at: int) -> None:
-        """A task of a process (tgid) ended; the process, when its leader and its other threads have."""
+    def exit(self, task: int, pid: int, at: int) -> bool:
+        """A task of a process (tgid) ended; whether the process did: when its leader and its other threads have."""
         node = self._of_event(pid, at)
         if node is None or not node.alive:
-            return
+            return False
         if task == pid:
             node.leader = False
         else:
             node.threads = max(0, node.threads - 1)
-        if not node.leader and not node.threads:
-            is_parents = node.parent is not None and node.image is node.parent.image
-            if node.children or not is_parents:  # else whoever has what it had is like it
-                self.on_other(node)
-            self._bury(node)
+        if node.leader or node.threads:
+            return False
+        is_parents = node.parent is not None and node.image is node.parent.image
+        if node.children or not is_parents:  # else whoever has what it had is like it
+            self.on_other(node)
+        self._bury(node)
+        return True
 
     def restore(self, node: Node, above: Node | None, born_as: Image) -> bool:
         """Put a node in its place, below one who runs or ran `born_as` at its birth; False if it contradicts others."""
@@ -300,9 +302,9 @@ class ProcessTree:
         """Who may have descriptors of a process by birth, see `Family.heirs`; None also if it is not known."""
         return None if (node := self._nodes.get(pid)) is None else self._family.heirs(node, most)
 
-    def line(self, pid: int, is_new: Callable[[Node], bool]) -> set[int] | None:
-        """Who may have what a process was born with, likewise."""
-        return None if (node := self._nodes.get(pid)) is None else self._family.line(node, is_new)
+    def line(self, pid: int, since: int) -> set[int] | None:
+        """Who may have what a process was born with, if nobody had it before this clock tick, likewise."""
+        return None if (node := self._nodes.get(pid)) is None else self._family.line(node, since)
 
     def recall(self, pid: int) -> Process | None:
         """What a living process is as of the last event, see `Node.recall`."""

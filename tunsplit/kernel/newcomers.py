@@ -7,13 +7,14 @@ A socket that nobody showed during the last pass over all processes was opened s
 send were born since, too. Then whoever has it by birth is one of those, or of those whom they were born of: to look at
 these tells as much as another pass, and takes 1 ms where that takes 10 or 100. Births are numbered as they are heard
 of. A pass covers all who were born before it began: those who were born later, or were not heard of by then, are looked
-at.
+at, but for those that have ended: they hold nothing any more.
 """
 
 import os
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import NamedTuple
 
 from tunsplit.kernel.descriptors import search
 from tunsplit.kernel.procpid import tick_ago
@@ -22,31 +23,34 @@ from tunsplit.process import Process
 
 LATEST = 4  # who have come last …
 LATE_S = 2.0  # … no longer ago than this
-MOST_BORN = 64  # since the last pass; of more, nobody is looked at
+MOST_BORN = 64  # since the last pass, and alive; of more, nobody is looked at
 MOST_READ = 400  # descriptors, for one socket: 2 ms
 
-Line = Callable[[int, Collection[int]], Collection[int] | None]
+
+class Covered(NamedTuple):
+    """Who is covered by a pass: who had been heard of when it began, and at which clock tick that was."""
+
+    births: int
+    at: int
 
 
 class Newcomers:
     """Those who have come.
 
     Attributes:
-        line: says who may have what a process was born with, if nobody had it before these processes were born; None
-            where there is no telling.
-        givers: likewise, if nobody had it before this clock tick.
-        births: how many were heard of.
+        line: says who may have what a process was born with, if nobody had it before this clock tick; None where there
+            is no telling.
     """
 
     def __init__(self, tables: Tables) -> None:
-        self.line: Line = lambda _, __: None
-        self.givers: Callable[[int, int], Collection[int] | None] = lambda _, __: None
-        self.births = 0
+        self.line: Callable[[int, int], Collection[int] | None] = lambda _, __: None
         self._tables = tables
         self._own = os.getpid()
         self._latest: OrderedDict[int, float] = OrderedDict()  # when each came, by the monotonic clock
-        self._born: deque[int] = deque(maxlen=MOST_BORN)
-        self._covered = -1 - MOST_BORN
+        self._births = 0  # that were heard of
+        self._born: dict[int, int] = {}  # who lives and is not covered, oldest first → the number of its birth
+        self._lost = 0  # the number of the last birth of somebody who may live and is not among these
+        self._covered = Covered(-1, 0)
 
     def note(self, pid: int) -> None:
         """A process was born, or runs another program: it may send its first packet and be gone in a moment."""
@@ -57,23 +61,38 @@ class Newcomers:
 
     def note_birth(self, pid: int) -> None:
         """A process was born; each is to be told, but for those that `lose_births` stands for."""
-        self.births += 1
-        self._born.append(pid)
+        self._births += 1
+        self._born.pop(pid, None)
+        self._born[pid] = self._births
+        if len(self._born) > MOST_BORN:
+            self._lost = self._born.pop(next(iter(self._born)))
         self.note(pid)
 
     def lose_births(self) -> None:
         """Nobody knows who was born meanwhile."""
-        self.births += MOST_BORN + 1
+        self._births += 1
+        self._lost = self._births
 
-    def cover(self, births: int) -> None:
-        """A pass over all has ended, at whose beginning there had been so many `births`."""
-        self._covered = max(self._covered, births)
+    def ended(self, pid: int) -> None:
+        """A process has ended, with all of its threads."""
+        self._born.pop(pid, None)
+        self._latest.pop(pid, None)
+
+    def begin_pass(self) -> Covered:
+        """A pass over all begins: what to give to `cover` when it has ended."""
+        return Covered(self._births, tick_ago(0))
+
+    def cover(self, covered: Covered) -> None:
+        """A pass over all has ended."""
+        if covered > self._covered:
+            self._covered = covered
+            self._born = {pid: birth for pid, birth in self._born.items() if birth > covered.births}
 
     def givers_to(self, holders: Iterable[Process], within_s: float, pids: list[int]) -> list[int]:
         """Which of these processes may have given what it has opened of late to a holder that was born since then."""
         since, found = tick_ago(within_s), set[int]()
         for pid in {one.pid for one in holders if one.start_time >= since}:
-            if (givers := self.givers(pid, since)) is None:
+            if (givers := self.line(pid, since)) is None:
                 return pids
             found.update(givers)
         return [pid for pid in pids if pid in found]
@@ -98,13 +117,12 @@ class Newcomers:
         Raises:
             KernelError: there is no room to look with.
         """
-        fresh = self.births - self._covered
-        if not 0 < fresh <= len(self._born) or not self._tables.is_new(inode):
+        if self._covered.births < self._lost or not self._born or not self._tables.is_new(inode):
             return None
-        born = list(self._born)[-fresh:]
         look = _Look(self._tables, inode)
-        holders = [pid for pid in dict.fromkeys(born) if look.shows(pid)]
-        if len(holders) != 1 or (line := self.line(holders[0], born)) is None:
+        born = list(reversed(self._born))  # the newest is the likeliest, and may be gone in a moment
+        holders = [pid for pid in born if look.shows(pid)]
+        if len(holders) != 1 or (line := self.line(holders[0], self._covered.at)) is None:
             return None
         # What we start ourselves has nothing of ours, and we have much to look through.
         if any(look.shows(pid) for pid in {*line}.difference(born, (self._own,))) or not look.is_whole:

@@ -150,7 +150,7 @@ class Processes(Closing):
         """
         found: dict[int, dict[int, Holder]] = {}
         put_off: list[int] = []
-        births = self.newcomers.births
+        covered = self.newcomers.begin_pass()
         for pids_then, rest in ((self._everybody(), put_off), (put_off, None)) if inodes else ():
             if found.keys() == inodes and put_off:
                 held_by = [one.process for of in found.values() for one in of.values()]
@@ -162,7 +162,7 @@ class Processes(Closing):
                     for inode, holder in self._shown(*one, inodes):
                         found.setdefault(inode, {})[holder.process.pid] = holder
             # Also without those who are put off: what one of them has opened since, who is born later has from him.
-            self.newcomers.cover(births)
+            self.newcomers.cover(covered)
         self._scanned += 1
         holders = {inode: list(of.values()) for inode, of in found.items()}
         for inode in inodes:
@@ -179,7 +179,7 @@ class Processes(Closing):
             KernelError: that cannot be seen.
         """
         holders: dict[int, set[tuple[int, int]]] = {}
-        births = self.newcomers.births
+        covered = self.newcomers.begin_pass()
         for one in self._pass(inodes, self._everybody(), None):
             if one is None:
                 yield None
@@ -187,7 +187,7 @@ class Processes(Closing):
             pid, table = one
             for inode in table.sockets.keys() & inodes:
                 holders.setdefault(inode, set()).add((pid, table.start_time))
-        self.newcomers.cover(births)
+        self.newcomers.cover(covered)
         self._scanned += 1
         for inode in inodes - holders.keys():  # most of them, where many connections have just been closed
             self._owners.pop(inode, None)

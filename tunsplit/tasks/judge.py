@@ -88,8 +88,7 @@ class Judge:
         processes.keys = keys_of(policy.all_rules)
         processes.recall = self.recall
         processes.heirs = lambda pid: self.tree.heirs(pid, HEIRS)
-        processes.newcomers.line = lambda pid, born: self.tree.line(pid, lambda one: one.pid in born)
-        processes.newcomers.givers = lambda pid, since: self.tree.line(pid, lambda one: one.born >= since)
+        processes.newcomers.line = lambda pid, since: self.tree.line(pid, since)
         saved, recent = (None, False) if self._file is None else self._file.load()
         self.tree = processstate.load(saved, policy.all_rules, self._look_at_all(), recent=recent)
 
@@ -385,7 +384,8 @@ class Judge:
                 tree.exec(tgid, at)
                 self._processes.newcomers.note(tgid)
             case Exit(pid, tgid, at):
-                tree.exit(pid, tgid, at)
+                if tree.exit(pid, tgid, at):
+                    self._processes.newcomers.ended(tgid)
                 if pid == tgid:
                     self._processes.ended(pid)
             case UidChanged(pid, tgid, _, at) if pid == tgid:
