@@ -1,10 +1,10 @@
 """What does the first packet of a flow cost: of a process that has been looked at before, and of one that has not?
 
-A client sends one datagram from each of FLOWS sockets and waits for its answer; idle, and beside the PROCESSES programs
-with SOCKETS sockets each of `bench.connections`. A process is unknown that has just started: each of its kind sends one
-datagram alone. Prints p50 and p99 of the answer, beside the kernel's direct path, and the daemon's own CPU time for one
-flow, which means something also while others keep the machine busy: less what it spends in as long a time without a
-flow, for it hears of every process that starts on the machine.
+A client sends one datagram from each of FLOWS sockets and waits for its answer, and connects FLOWS others; idle, and
+beside the PROCESSES programs with SOCKETS sockets each of `bench.connections`. A process is unknown that has just
+started: each of its kind opens one flow alone. Prints p50 and p99 of the answer, beside the kernel's direct path, and
+the daemon's own CPU time for one flow, which means something also while others keep the machine busy: less what it
+spends in as long a time without a flow, for it hears of every process that starts on the machine.
 Needs root: python -m bench.first_packet [FLOWS]
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from bench.connections import PROCESSES, SOCKETS, neighbours
 from bench.link import SERVER, Link, cpu_us, open_link
@@ -29,9 +29,14 @@ QUIET_S = 2.0
 UNKNOWN = 40  # new processes: each takes longer to start than to be looked at
 
 SERVE = f"""
-import socket
+import socket, threading
+listener = socket.create_server(("{SERVER[4]}", {PORT}), backlog=1000)
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 server.bind(("{SERVER[4]}", {PORT}))
+def accept():
+    while True:
+        listener.accept()[0].close()
+threading.Thread(target=accept, daemon=True).start()
 print("listening", flush=True)
 while True:
     datagram, client = server.recvfrom(100)
@@ -41,27 +46,36 @@ while True:
 # Prints microseconds, one a flow; the first of a process is not counted where there are more.
 ASK = f"""
 import socket, sys, time
-flows = int(sys.argv[1])
+kind, flows = socket.SocketKind[sys.argv[1]], int(sys.argv[2])
 for number in range(flows + (flows > 1)):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    with socket.socket(socket.AF_INET, kind) as one:
         one.settimeout(5)
         began = time.perf_counter()
-        one.sendto(b"?", ("{SERVER[4]}", {PORT}))
-        one.recv(100)
+        one.connect(("{SERVER[4]}", {PORT}))
+        if kind == socket.SOCK_DGRAM:
+            one.send(b"?")
+            one.recv(100)
         if number or flows == 1:
             print((time.perf_counter() - began) * 1e6)
 """
+KINDS = {"TCP": "SOCK_STREAM", "UDP": "SOCK_DGRAM"}
 
 
-def ask(link: Link, client: str, flows: int) -> list[float]:
-    """Microseconds until the answer, of each flow of one new process."""
-    argv = link.host.command([client, "-I", "-S", "-c", ASK, str(flows)])
-    return [float(line) for line in subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()]
+class Asker(NamedTuple):
+    """What opens flows: a program in the host of `link`, and the kind of its sockets."""
 
+    link: Link
+    program: str
+    kind: str
 
-def ask_often(link: Link, client: str, times: int, flows: int) -> list[float]:
-    """The same of several processes, one after the other."""
-    return [answer for _ in range(times) for answer in ask(link, client, flows)]
+    def ask(self, flows: int) -> list[float]:
+        """Microseconds until the answer, of each flow of one new process."""
+        argv = self.link.host.command([self.program, "-I", "-S", "-c", ASK, self.kind, str(flows)])
+        return [float(line) for line in subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()]
+
+    def ask_often(self, times: int, flows: int) -> list[float]:
+        """The same of several processes, one after the other."""
+        return [answer for _ in range(times) for answer in self.ask(flows)]
 
 
 def spent(pid: int, work: Callable[[], T]) -> tuple[T, float, float]:
@@ -71,18 +85,18 @@ def spent(pid: int, work: Callable[[], T]) -> tuple[T, float, float]:
     return done, cpu_us(pid) - before, (time.perf_counter() - began) * 1e6
 
 
-def compare(name: str, link: Link, client: str, flows: int) -> None:
+def compare(name: str, asker: Asker, flows: int) -> None:
     """Measure and print two rows."""
-    direct = ask(link, client, flows)
-    with link.tunsplit() as daemon:
-        ask(link, client, 1)
+    direct = asker.ask(flows)
+    with asker.link.tunsplit() as daemon:
+        asker.ask(1)
         _, idle, _ = spent(daemon, partial(time.sleep, QUIET_S))
         idle_share = idle / (QUIET_S * 1e6)
         for kind, times, each in (("known", 1, flows), ("unknown", UNKNOWN, 1)):
-            answers, used, took = spent(daemon, partial(ask_often, link, client, times, each))
+            answers, used, took = spent(daemon, partial(asker.ask_often, times, each))
             p50, p99 = quantiles(answers)
             print(
-                f"{name:9}  {kind:7}  p50 {p50:7,.0f} µs  p99 {p99:7,.0f} µs  "
+                f"{name:13}  {kind:7}  p50 {p50:7,.0f} µs  p99 {p99:7,.0f} µs  "
                 f"CPU {(used - took * idle_share) / len(answers):6,.0f} µs a flow  "
                 f"(direct p50 {quantiles(direct)[0]:,.0f} µs)",
                 flush=True,
@@ -103,9 +117,12 @@ def main() -> None:
         server = stack.enter_context(link.background(link.net, [sys.executable, "-c", SERVE], stdout=subprocess.PIPE))
         assert server.stdout is not None
         server.stdout.readline()
-        compare("idle", link, client, flows)
+        askers = {name: Asker(link, client, kind) for name, kind in KINDS.items()}
+        for name, asker in askers.items():
+            compare(f"idle {name}", asker, flows)
         with neighbours(link):
-            compare(f"{PROCESSES} x {SOCKETS}", link, client, flows)
+            for name, asker in askers.items():
+                compare(f"{PROCESSES} x {SOCKETS} {name}", asker, flows)
 
 
 if __name__ == "__main__":
