@@ -205,13 +205,9 @@ class Judge:
 
     def look_again(self, pid: int) -> Process | None:
         """Read a process and its ancestors anew."""
-        found = None
-        for one in (pid, *(process.pid for process in self._line(pid))):
-            image = self.tree.image(one)
-            process = self._processes.read(one)
-            if process is not None and image is not None:
-                self._look(process, image)
-            found = found or process
+        found = self._look_at(pid)
+        for process in [] if found is None else self.tree.lineage(pid, found.start_time)[1:]:
+            self._look_at(process.pid)
         return found
 
     def set_policy(self, policy: Policy) -> None:
@@ -220,10 +216,7 @@ class Judge:
         if keys_of(policy.all_rules) - self._processes.keys:
             self._processes.keys = keys_of(policy.all_rules)
             for pid in pids():
-                image = self.tree.image(pid)
-                process = self._processes.read(pid)
-                if process is not None and image is not None:
-                    self._look(process, image)
+                self._look_at(pid)
         self._processes.keys = keys_of(policy.all_rules)
         self.tree.set_rules(policy.all_rules)
         self._unsaved = True  # it may tell more than /proc now
@@ -340,6 +333,13 @@ class Judge:
             self._others.appendleft(process)
             raise
 
+    def _look_at(self, pid: int) -> Process | None:
+        image = self.tree.image(pid)
+        process = self._processes.read(pid)
+        if process is not None and image is not None:
+            self._look(process, image)
+        return process
+
     def _look(self, process: Process, image: Image) -> None:
         self.tree.look(process, image)
         self._unsaved = True
@@ -393,7 +393,3 @@ class Judge:
 
     def _look_at_all(self) -> list[Process]:
         return [process for pid in pids() if (process := self._processes.read(pid)) is not None]
-
-    def _line(self, pid: int) -> list[Process]:
-        node = self._processes.read(pid)
-        return [] if node is None else self.tree.lineage(pid, node.start_time)[1:]
