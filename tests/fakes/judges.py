@@ -1,7 +1,7 @@
 """Attribution, policy and the network as a test wants them, for what admits flows."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
@@ -143,6 +143,7 @@ class FakeJudge:
         self.policy = policy
         self.failure: str | None = None
         self.clients: set[str] = set()  # programs
+        self.sockets: Collection[int] = ()  # of the flow that was judged last
 
     def prepare(self) -> None:
         pass
@@ -150,7 +151,8 @@ class FakeJudge:
     def tell(self) -> None:
         pass
 
-    def judge(self, owner: Owner | None) -> Judgement:
+    def judge(self, owner: Owner | None, sockets: Collection[int] = ()) -> Judgement:
+        self.sockets = sockets
         return self.policy.judge(owner, self._reasons)
 
     def is_client(self, owner: Owner | None) -> bool:

@@ -39,6 +39,16 @@ def test_a_known_owner_s_flow_opens_at_once_on_his_side(gate, app, side):
     assert [] == gate.tun.answers
 
 
+@pytest.mark.parametrize(("port", "sockets"), [(5000, (7,)), (53, ())])
+def test_a_sender_is_judged_as_who_asks_by_its_socket_unless_that_takes_questions(gate, port, sockets):
+    gate.source.knows(port, EXCLUDED)
+    gate.source.at_once[port] = gate.source.at_once[port]._replace(sockets=(7,))
+
+    gate.passes(udp(f"{TUN4}:{port} > {FAR4}:5353"))
+
+    assert sockets == gate.judge.sockets
+
+
 def test_what_users_are_shown_of_a_flow_is_how_it_was_judged(gate):
     gate.source.knows(5000, EXCLUDED)
 

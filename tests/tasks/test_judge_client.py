@@ -81,10 +81,10 @@ def test_nobody_else_is_the_client(judge, owner):
     assert not judge.is_client(Owner((stranger,)))
     assert not judge.is_client(Owner((own, stranger)))
     assert not judge.is_client(owner._replace(certainty=Certainty.AMBIGUOUS))
-    judge.is_resolver = lambda _: True
+    judge.is_resolver = lambda *_, **__: True
     assert not judge.is_client(owner)
     assert Verdict.TUNNEL is judge.judge(owner).verdict
-    judge.is_resolver = lambda _: False
+    judge.is_resolver = lambda *_, **__: False
     judge.set_policy(Policy(()))
     assert not judge.is_client(owner)
     assert Verdict.TUNNEL is judge.judge(owner).verdict

@@ -96,7 +96,7 @@ def test_who_becomes_a_local_resolver_or_is_none_any_more_is_judged_as_such(worl
     """L32: no event tells."""
     said = []
     for is_resolver in (False, True, True, False):
-        world.judge.is_resolver = lambda _, answer=is_resolver: answer
+        world.judge.is_resolver = lambda *_, answer=is_resolver, **__: answer
         said.append(world.judged())
 
     resolver = Judgement(Verdict.TUNNEL, LOCAL_RESOLVER)

@@ -1,7 +1,7 @@
 """Live flows whose verdict changes, or cannot be had."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import pytest
 
@@ -27,10 +27,10 @@ class Judge(FakeJudge):
 
     error: KernelError | None = None
 
-    def judge(self, owner: Owner | None) -> Judgement:
+    def judge(self, owner: Owner | None, sockets: Collection[int] = ()) -> Judgement:
         if self.error:
             raise self.error
-        return super().judge(owner)
+        return super().judge(owner, sockets)
 
 
 class Holders:

@@ -58,6 +58,11 @@ def read(pid):
         return processes.read(pid)
 
 
+def sockets_of(pid):
+    with Processes() as processes:
+        return processes.sockets_of(pid)
+
+
 def test_who_holds_port_53_is_one_and_its_fork_is(resolvers):
     with binding() as (pid, fork), binding("127.0.0.1", 54) as (other, _):
         assert resolvers.is_resolver(read(pid))
@@ -67,6 +72,32 @@ def test_who_holds_port_53_is_one_and_its_fork_is(resolvers):
         name = os.path.basename(os.path.realpath(sys.executable))  # noqa: PTH119  as text
         assert f"{name} (pid {pid}, 127.0.0.53, ::1)" == one.words
     assert () == resolvers.listed()
+
+
+def test_who_has_no_sockets_but_those_that_it_asks_by_is_none(resolvers, monkeypatch):
+    """Nor does it cost a dump. With one more it may be a resolver; and when it asks again, it may have become one."""
+    with binding("127.0.0.1", 54) as (pid, _):
+        dumps: list[int] = []
+
+        def find_bound(_, port):
+            dumps.append(port)
+            return []
+
+        monkeypatch.setattr(SockDiag, "find_bound", find_bound)
+        process, held = read(pid), sockets_of(pid)
+        assert 2 == len(held)
+        assert not resolvers.is_resolver(process, held)
+        assert [] == dumps
+        assert not resolvers.is_resolver(process, list(held)[:1])
+        assert [53] == dumps
+
+
+def test_a_fork_of_a_resolver_has_no_other_sockets_either(resolvers):
+    """And its parent may have bound the port since anybody looked."""
+    with binding("127.0.0.1", 54) as (other, _):
+        assert not resolvers.is_resolver(read(other))
+    with binding() as (_, fork):
+        assert resolvers.is_resolver(read(fork), {1})
 
 
 def test_our_own_stub_is_none(resolvers):

@@ -20,7 +20,7 @@ import trio
 
 from tunsplit.engine.attribution import Attribution, Source, search_all
 from tunsplit.engine.direction import SYN
-from tunsplit.engine.flow import CLOSING, UDP_PAUSE_S, App, Flow, FlowEvent, Rewrite
+from tunsplit.engine.flow import CLOSING, DNS_PORT, UDP_PAUSE_S, App, Flow, FlowEvent, Rewrite
 from tunsplit.engine.hold import Hold
 from tunsplit.engine.nat import Nat
 from tunsplit.engine.policy import Judgement, Verdict
@@ -161,11 +161,8 @@ class Admit:
         """
         if refusal.since + REFUSED_S <= now:
             return False
-        return refusal.cookie is None or self._has_cookie(refusal.protocol, refusal.key, refusal.cookie)
-
-    def _has_cookie(self, protocol: int, key: bytes, cookie: bytes) -> bool:
         try:
-            return self._source.cookie(protocol, key) == cookie
+            return refusal.cookie is None or self._source.cookie(refusal.protocol, refusal.key) == refusal.cookie
         except KernelError:
             return False  # then it is judged anew, which says what failed
 
@@ -271,7 +268,9 @@ class Admit:
             if attribution.owner is None and known is not None and self._is_left(known.flow):
                 self._pass_all(packets, now)
                 return
-            judgement = self._judge.judge(attribution.owner)
+            # By the source port 53 it is a local resolver that answers, perhaps by the socket that makes it one.
+            asks_by = () if first.key[-4:-2] == DNS_PORT else attribution.sockets
+            judgement = self._judge.judge(attribution.owner, asks_by)
             side = judgement.verdict
             if side is not BLOCK and (what := self._changes_hands(first, attribution, known, side, held=held)):
                 # Dropped without a word, which would reach who has the port now. If it is his, he asks again.

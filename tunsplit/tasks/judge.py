@@ -14,8 +14,9 @@ refused.
 
 import logging
 from collections import Counter, deque
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -30,9 +31,6 @@ from tunsplit.kernel.procfs import Processes
 from tunsplit.kernel.procpid import pids
 from tunsplit.process import Process
 from tunsplit.tasks.treefile import TreeFile
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SAVE_S = 1.0  # how much of the tree a SIGKILL may cost; whoever was born since counts as missed
 REST = 20  # times as long as saving took, before it is saved again
@@ -71,7 +69,7 @@ class Judge:
         self.on_lost: Callable[[], None] = lambda: None  # of events, before anything is judged
         self.on_heard: Callable[[], None] = lambda: None  # of events, a moment later
         self.on_subscribed: Callable[[int], None] = lambda _: None  # anew: with this descriptor
-        self.is_resolver: Callable[[Process], bool] = lambda _: False
+        self.is_resolver: Callable[..., bool] = lambda *_, **__: False  # as in tasks/localresolvers.py
         self.tunnel_up: Callable[[], bool] = lambda: True
         self.carries_tunnel: Callable[[int], bool] = lambda _: False  # whether this pid does
         self.counters: Counter[str] = Counter()
@@ -123,10 +121,14 @@ class Judge:
         self.failure = why
         self._lost = True
 
-    def judge(self, owner: Owner | None) -> Judgement:
-        """The verdict over a flow of this owner; None: nobody was found. Call `prepare` before."""
+    def judge(self, owner: Owner | None, sockets: Collection[int] = ()) -> Judgement:
+        """The verdict over a flow of this owner; None: nobody was found. Call `prepare` before.
+
+        `sockets`: what it is sent by, as inodes, if its source port is not 53.
+        """
+        is_resolver = partial(self.is_resolver, sockets=sockets)
         if owner is None or len(owner.holders) != 1 or owner.certainty is not EXACT or not self._by_events_alone():
-            return self.policy.judge(owner, self.reasons, self.is_resolver, self._stranded)
+            return self.policy.judge(owner, self.reasons, is_resolver, self._stranded)
         # Mostly it is a process that has just been judged, and nothing has happened since that could change that.
         as_of = self.policy, self.tree.changes
         if self._judged_as_of[0] is not as_of[0] or self._judged_as_of[1] != as_of[1] or len(self._judged) >= JUDGED:
@@ -134,9 +136,9 @@ class Judge:
             self._judged_as_of = as_of
         process = owner.holders[0]
         known = self._judged.get((process.pid, process.start_time))
-        if known is not None and not (known.verdict is UPLINK and self.is_resolver(process)):
+        if known is not None and not (known.verdict is UPLINK and is_resolver(process)):
             return known
-        judgement = self.policy.judge(owner, self.reasons, self.is_resolver, self._stranded)
+        judgement = self.policy.judge(owner, self.reasons, is_resolver, self._stranded)
         if judgement.reason not in FOR_NOW and self.tree.changes == as_of[1]:
             self._judged[process.pid, process.start_time] = judgement
         return judgement

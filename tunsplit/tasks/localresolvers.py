@@ -10,13 +10,14 @@ What apps ask of it goes over loopback and is never seen here. So nobody can tel
 in the tunnel (engine/policy.py). That is asked for each first packet that would leave by the uplink, so it must cost
 next to nothing: a dump of port 53 tells the sockets' inodes; as long as they are the same ones, a process that held
 none of them holds none now. A process that was never asked about makes a new dump, so a resolver is known from its
-first question on: it can answer nobody before it has bound the port. What is passed from one process to another
-meanwhile is found by tasks/holders.py, and live flows are judged again.
+first question on: it can answer nobody before it has bound the port. But one that has no sockets besides those that it
+asks by is none yet, and to see that costs less. What is passed from one process to another meanwhile is found by
+tasks/holders.py, and live flows are judged again.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import PurePath
 from typing import NamedTuple
@@ -80,8 +81,12 @@ class LocalResolvers:
 
     # For each first packet
 
-    def is_resolver(self, process: Process) -> bool:
+    def is_resolver(self, process: Process, sockets: Collection[int] = ()) -> bool:
         """Whether this process is a local resolver.
+
+        Args:
+            process: as it is now.
+            sockets: inodes of some that are not on port 53: those that it asks by.
 
         Raises:
             KernelError: that cannot be known; nothing may be judged.
@@ -91,9 +96,11 @@ class LocalResolvers:
             return False
         if name in SERVICES and process.executable is not None and process.executable.identity.owner == 0:
             return True
-        if self._holds_port(process.pid, process.start_time):
+        if self._holds_port(process.pid, process.start_time, sockets):
             return True
-        parent = self._processes.known(process.parent) if self._addresses and process.parent else None
+        # Without `sockets` there was a dump just now; nobody is the fork of one if that has found none.
+        may_be_fork = process.parent and (sockets or self._addresses)
+        parent = self._processes.known(process.parent) if may_be_fork else None
         return (
             parent is not None
             and parent.executable is not None
@@ -103,9 +110,12 @@ class LocalResolvers:
             and self._holds_port(parent.pid, parent.start_time)
         )
 
-    def _holds_port(self, pid: int, start_time: int) -> bool:
+    def _holds_port(self, pid: int, start_time: int, others: Collection[int] = ()) -> bool:
         key = pid, start_time
-        if key not in self._holds or time.monotonic() > self._believed_until:
+        is_new = key not in self._holds
+        if is_new and others and self._processes.sockets_of(pid).issubset(others):
+            return False
+        if is_new or time.monotonic() > self._believed_until:
             self._dump()
         answer = self._holds.get(key)
         if answer is None:
