@@ -12,6 +12,7 @@ from tests.world import BACK, BOTH, OUT, TUNNEL, UPLINK, World
 from tunsplit.engine import nat
 from tunsplit.engine.direction import destination_of, reversed_key, source_of
 from tunsplit.engine.flow import Flow, FlowEvent, Rewrite
+from tunsplit.engine.ports import LOOKED_AT
 
 # The end
 
@@ -194,6 +195,20 @@ def test_ports_are_counted_to_who_has_opened_them(world):
     assert not world.nat.may_have_port("tcp", 7)
     world.nat.end(flows[1], FlowEvent.TIMEOUT, world.now)
     assert world.nat.may_have_port("tcp", 7)
+
+
+def test_for_a_port_some_of_those_that_closed_first_end(world):
+    """L35: of this protocol, and for one who has his share of his own; so that of some ports one may do."""
+    flows = [
+        world.open(f"10.128.0.1:{at} > 1.1.1.1:80", outside=f"192.0.2.7:{40000 + at}", protocol=protocol, user=user)
+        for at, (protocol, user) in enumerate([(TCP, 7), (UDP, 8), *[(TCP, 8)] * (LOOKED_AT + 1)], start=5000)
+    ]
+    for flow in flows:
+        world.nat.close(flow)
+    assert world.nat.free_port("tcp", world.now, user=8, his=True)
+    assert {*flows[:2], flows[-1]} == set(world.nat)
+    assert world.nat.free_port("tcp", world.now, user=8, his=False)
+    assert [flows[1]] == list(world.nat)
 
 
 def test_where_no_flow_is_idle_all_are_looked_at_once_a_second(world, monkeypatch):

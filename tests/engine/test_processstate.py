@@ -4,7 +4,21 @@ import json
 
 import pytest
 
-from tests.engine.story import CURL, EXCLUDED, FIREFOX, INCLUDED, INIT, SH, STEAM, USER, Story, firefox, runs, steam
+from tests.engine.story import (
+    CURL,
+    EXCLUDED,
+    FIREFOX,
+    INCLUDED,
+    INIT,
+    SH,
+    STEAM,
+    USER,
+    Story,
+    firefox,
+    rule_for,
+    runs,
+    steam,
+)
 from tunsplit.engine.processstate import dump, load, tells_more_than_proc
 from tunsplit.engine.reasons import Birth
 
@@ -123,6 +137,17 @@ def test_what_proc_does_not_tell_is_worth_keeping(story):
     assert not tells_more_than_proc(story.tree)
     story.tree.rescan([INIT, runs(10, SH), runs(11, CURL), runs(12, CURL, 11)])
     assert tells_more_than_proc(story.tree)
+
+
+def test_who_was_listed_and_has_left_nothing_of_it_is_not_worth_keeping(story):
+    story.tree.set_rules([rule_for(FIREFOX, inherit=False)])
+    story.fork(1, 10)
+    story.exec(10, FIREFOX)
+    story.fork(10, 11)
+    story.exec(11, CURL)
+    assert tells_more_than_proc(story.tree)
+    story.exit(10)
+    assert not tells_more_than_proc(story.tree)
 
 
 def test_after_a_long_time_who_is_gone_is_believed_to_have_been_what_it_was(story):

@@ -103,8 +103,9 @@ def test_who_was_born_before_is_searched_for(world, own):
 
 @pytest.mark.parametrize("how", ["never looked", "lost", "too many", "no line", "shared", "long"])
 def test_where_there_is_no_telling_nobody_is_told(world, own, monkeypatch, how):
+    strangers = iter(range(SOME_PID, SOME_PID + 3 * newcomers.MOST_BORN))
     for _ in range(newcomers.MOST_BORN):
-        world.processes.newcomers.note_birth(SOME_PID)
+        world.processes.newcomers.note_birth(next(strangers))
     if how != "never looked":
         world.look()
     sock, number = own()
@@ -114,9 +115,14 @@ def test_where_there_is_no_telling_nobody_is_told(world, own, monkeypatch, how):
         world.processes.newcomers.lose_births()
     elif how == "too many":
         for _ in range(newcomers.MOST_BORN - 1):
-            world.processes.newcomers.note_birth(SOME_PID)
+            world.processes.newcomers.note_birth(next(strangers))
         assert pid == world.processes.newborn(number).process.pid
-        world.processes.newcomers.note_birth(SOME_PID)
+        world.look()
+        sock, number = own()
+        world.bear(sock)
+        sock.close()
+        for _ in range(newcomers.MOST_BORN):
+            world.processes.newcomers.note_birth(next(strangers))
     elif how == "no line":
         world.processes.newcomers.line = lambda *_: None
     elif how == "shared":  # as far as one can see

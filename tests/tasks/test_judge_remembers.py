@@ -1,5 +1,6 @@
 """A verdict that was given is given again until something can have changed it; events are the test's."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 
@@ -101,6 +102,35 @@ def test_who_becomes_a_local_resolver_or_is_none_any_more_is_judged_as_such(worl
 
     resolver = Judgement(Verdict.TUNNEL, LOCAL_RESOLVER)
     assert [LISTED, resolver, resolver, LISTED] == said
+
+
+def test_whether_it_is_a_local_resolver_is_asked_with_what_it_asks_by(world):
+    asked = []
+
+    def is_resolver(process, sockets=()):
+        asked.append((process.pid, sockets))
+        return False
+
+    world.judge.is_resolver = is_resolver
+    world.judge.prepare()
+    for certainty in (Certainty.EXACT, Certainty.EXACT, Certainty.SHARED):
+        world.judge.judge(Owner((world.process,), certainty), (7, 8))
+    assert [(world.process.pid, (7, 8))] * 3 == asked
+
+
+def test_who_is_looked_at_again_is_with_its_ancestors(world, monkeypatch):
+    read: list[int] = []
+    real = world.processes.read
+
+    def counted(pid):
+        read.append(pid)
+        return real(pid)
+
+    monkeypatch.setattr(world.processes, "read", counted)
+    found = world.judge.look_again(world.process.pid)
+    assert world.process.pid == found.pid
+    assert [world.process.pid, os.getpid()] == read[:2]
+    assert 1 == read[-1]
 
 
 def test_who_is_not_sure_is_never_remembered(world):

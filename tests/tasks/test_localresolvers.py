@@ -90,6 +90,8 @@ def test_who_has_no_sockets_but_those_that_it_asks_by_is_none(resolvers, monkeyp
         assert [] == dumps
         assert not resolvers.is_resolver(process, list(held)[:1])
         assert [53] == dumps
+        monkeypatch.setattr(resolvers._processes, "sockets_of", None)  # noqa: SLF001  its answer is known now
+        assert not resolvers.is_resolver(process, held)
 
 
 def test_a_fork_of_a_resolver_has_no_other_sockets_either(resolvers):

@@ -144,7 +144,6 @@ class Nat:
         if not going and now >= self._none_idle_until.get(asked, now):
             idle = [flow for flow in self if may_go(flow) and flow.last_seen + IDLE_S <= now]
             going = nsmallest(BATCH, idle, key=lambda flow: flow.last_seen)
-            self._none_idle_until.pop(asked, None)
             if not going:
                 self._none_idle_until[asked] = now + LOOK_S
         for flow in going:

@@ -101,7 +101,7 @@ class PortPool:
         while self._resting and self._resting[0].since + REST_S <= now:
             done.append(self._resting.popleft().port)
         self._free += done
-        return done + self.give_up() if self._reserved and self._reserved_at + UNUSED_S <= now else done
+        return done + self.give_up() if self._reserved_at + UNUSED_S <= now else done
 
     def taken(self) -> list[int]:
         """All ports that the kernel has to leave alone just now."""

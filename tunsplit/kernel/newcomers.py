@@ -62,7 +62,6 @@ class Newcomers:
     def note_birth(self, pid: int) -> None:
         """A process was born; each is to be told, but for those that `lose_births` stands for."""
         self._births += 1
-        self._born.pop(pid, None)
         self._born[pid] = self._births
         if len(self._born) > MOST_BORN:
             self._lost = self._born.pop(next(iter(self._born)))
