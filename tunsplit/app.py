@@ -301,7 +301,7 @@ async def _open_daemon(
             judge=judge,
             live=live,
             admit=admit,
-            explainer=Explainer(judge, source, network, nat, dns.capture),
+            explainer=Explainer(judge, source, network, nat, dns.capture, ipsec),
             processes=processes,
             network=network,
             resolvers=resolvers,

@@ -6,7 +6,7 @@ import pytest
 
 from tests.netns.family import agent, bear, bear_daemon
 from tests.netns.sides import is_on, look
-from tests.netns.stage import HOST, open_stage
+from tests.netns.stage import HOST, SERVER, open_stage, until
 from tunsplit.lab.addresses import PUBLIC_RESOLVER
 
 pytestmark = pytest.mark.netns
@@ -66,7 +66,7 @@ async def test_a_flow_is_explained_by_its_socket(stage, excluded, included):
             ends = ["--src", f"{host.format(address)}:{port}", "--dst", f"{host.format(server)}:7"]
             told = await explained(stage, "--proto", "udp", *ends)
             assert (side, app.pid, "exact") == (told["verdict"], told["app"]["pid"], told["certainty"])
-            assert (side, None) == (told["way"]["side"], told["flow"])
+            assert (side, None, None) == (told["way"]["side"], told["flow"], told["hindrance"])
             if side == "uplink":
                 assert str(HOST[version]) == told["way"]["source"]
             assert set() == await stage.where(address=server)
@@ -75,6 +75,28 @@ async def test_a_flow_is_explained_by_its_socket(stage, excluded, included):
             stage.clear()
     told = await explained(stage, "--proto", "tcp", "--src", "10.128.0.1:9", "--dst", "198.51.100.1:9")
     assert ("block", "unattributed", None) == (told["verdict"], told["reason"], told["app"])
+    assert told["hindrance"] is None
+
+
+@pytest.mark.parametrize(
+    ("who", "because"), [("included", "the tunnel has no way there"), ("excluded", "a policy of IPsec claims it")]
+)
+async def test_what_hinders_a_flow_is_explained(stage, excluded, included, who, because):
+    app = excluded if who == "excluded" else included
+    await app("own = udp(SERVER4)")
+    address, port = await app("own.getsockname()")
+    flow = ("--proto", "udp", "--src", f"{address}:{port}", "--dst", f"{SERVER[4]}:7")
+    assert (await explained(stage, *flow))["hindrance"] is None
+    if who == "included":
+        await stage.lab.host.run(["ip", "link", "set", "wg0", "down"])
+    else:
+        policy = ("src", f"{HOST[4]}", "dst", f"{SERVER[4]}", "dir", "out", "tmpl", "proto", "esp", "mode", "transport")
+        await stage.lab.host.run(["ip", "xfrm", "policy", "add", *policy])
+
+    async def is_explained():
+        return because == (await explained(stage, *flow))["hindrance"]
+
+    assert await until(is_explained, because)
 
 
 async def test_where_names_are_resolved_is_explained_too(lab):

@@ -33,7 +33,7 @@ from tunsplit.tasks.handovers import Handovers
 from tunsplit.tasks.heirs import Heirs
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
-from tunsplit.tasks.opening import Opening
+from tunsplit.tasks.opening import NO_WAY, Opening
 from tunsplit.tasks.refusals import REFUSED_S, Key, Refusal, Refusals
 from tunsplit.tasks.side import HEADER, HEADROOM, frame_buffer
 from tunsplit.tasks.sources import SocketSource
@@ -288,7 +288,7 @@ class Admit:
                 return
             way = self._dns.way(first, side, attribution.owner)
             if way is None:
-                hindrance = f"the {side} has no way there"
+                hindrance = NO_WAY.format(side)
             else:
                 hindrance = self._opening.open(first, way, judgement, attribution, now)
             if hindrance:

@@ -14,8 +14,10 @@ from tunsplit.host import IPAddress
 from tunsplit.kernel.procpid import identify, resolve
 from tunsplit.process import Executable, Process
 from tunsplit.tasks.dnscapture import DnsCapture
+from tunsplit.tasks.ipsec import CLAIMED, Ipsec
 from tunsplit.tasks.judge import Judge
 from tunsplit.tasks.network import Network
+from tunsplit.tasks.opening import NO_WAY
 from tunsplit.tasks.sources import SocketSource
 from tunsplit.wire.ip import NAMES
 
@@ -27,17 +29,21 @@ Json = dict[str, object]
 class Explainer:
     """Asks the organs of judgement, as for a packet."""
 
-    def __init__(self, judge: Judge, source: SocketSource, network: Network, nat: Nat, dns: DnsCapture) -> None:
+    def __init__(
+        self, judge: Judge, source: SocketSource, network: Network, nat: Nat, dns: DnsCapture, ipsec: Ipsec
+    ) -> None:
         self._judge = judge
         self._dns = dns
         self._source = source
         self._network = network
         self._nat = nat
+        self._ipsec = ipsec
 
     def explain(
         self, *, pid: int | None, exe: str | None, protocol: str | None, source: str | None, destination: str | None
     ) -> Json:
         """The whole chain of judgement, without sending a packet."""
+        self._ipsec.hear()
         self._judge.prepare()
         if pid is not None:
             process = self._judge.look_again(pid)
@@ -80,7 +86,7 @@ class Explainer:
         for found in () if forwarded else search_all((self._source,), [(number, key)]):
             attribution = found[1] if found is not None else attribution
         owner = attribution.owner if attribution else None
-        way = handling = None
+        way = handling = hindrance = None
         explained = self._explained(owner, self._judge.policy.judge_forwarded() if forwarded else None)
         verdict = str(explained["verdict"])
         if verdict != Verdict.BLOCK.value:
@@ -88,6 +94,10 @@ class Explainer:
             if handling is None or handling in SIDES:
                 side = verdict if handling is None else handling.value
                 way = self._network.way(side, 4 if len(key) == 12 else 6, destination_of(key))
+                if way is None:
+                    hindrance = NO_WAY.format(side)
+                elif self._ipsec.claims(number, key, way):
+                    hindrance = CLAIMED
         if handling is None:
             del explained["dns"]
         else:
@@ -100,6 +110,7 @@ class Explainer:
             "certainty": attribution.certainty.value if attribution else None,
             "sockets": list(attribution.sockets) if attribution else [],
             **explained,
+            "hindrance": hindrance,
             "way": None if way is None else {"side": way.side, "source": str(ip_address(way.source))},
             "flow": None if known is None else {"side": known.flow.side, "state": known.flow.state.value},
         }

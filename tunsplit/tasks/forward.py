@@ -22,6 +22,7 @@ from tunsplit.errors import KernelError
 from tunsplit.tasks.answers import Answers
 from tunsplit.tasks.dnscapture import DnsCapture
 from tunsplit.tasks.ipsec import CLAIMED
+from tunsplit.tasks.opening import NO_ROOM, NO_WAY
 from tunsplit.tasks.portchoice import PortChoice
 from tunsplit.tasks.refusals import Refusal, Refusals
 from tunsplit.wire.ip import ICMP, ICMPV6, TCP, UDP
@@ -92,11 +93,11 @@ class Forward:
         try:
             way = self._dns.way(first, side, None)
             if way is None:
-                return f"{judgement.reason}; the {side} has no way there"
+                return f"{judgement.reason}; {NO_WAY.format(side)}"
             if not self._dns.is_captured(way) and self._claimed(first.protocol, first.key, way):
                 return f"{judgement.reason}; {CLAIMED}"
             if (flow := self._open(first, way, judgement, now)) is None:
-                return f"{judgement.reason}; no room"
+                return f"{judgement.reason}; {NO_ROOM}"
         except KernelError as error:
             self.counters["forwarded_failed"] += 1
             return f"the kernel gave no answer: {error}"

@@ -29,6 +29,7 @@ from tunsplit.wire.ip import TCP, UDP
 
 # What hinders a flow that its verdict would let pass.
 NO_ROOM = "no room"
+NO_WAY = "the {} has no way there"  # which side
 OTHER_SIDES = "it answers what came in on another side"
 NOT_LOCAL = "it has an address that this host has no more"
 
