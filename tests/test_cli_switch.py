@@ -129,6 +129,19 @@ def test_a_relative_path_starts_here_and_its_symlinks_stay(invoke, switching, tm
     assert f"{tmp_path}/link" in switching.paths
 
 
+def test_of_a_bare_name_it_is_told_that_it_counts_as_a_file_here(invoke, switching, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    note = "tunsplit: note: sh counts as a file here; the program on the PATH is /bin/sh"
+    monkeypatch.setenv("PATH", "/bin")
+
+    assert note in invoke("app", "add", "sh").stderr.splitlines()
+    assert f"{tmp_path}/sh" in switching.paths
+    for path in ("./sh", "/bin/sh", "no-such-program"):
+        assert "note" not in invoke("app", "add", path).stderr
+    (tmp_path / "sh").touch()
+    assert "note" not in invoke("app", "add", "sh").stderr
+
+
 @pytest.mark.parametrize(
     ("path", "from_root"),
     [

@@ -1,6 +1,7 @@
 """What all commands share: the group, its errors, the options, the configuration, the question to the daemon."""
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ def absolute(path: str) -> str:
     """Return a path as the daemon must get it: from the root, without `.` and `..`, its symlinks as they are written.
 
     Behind a symlink `..` leads elsewhere than the text says (path_resolution(7)): a path is resolved as far as its
-    last `..`.
+    last `..`. Of a bare name that is no file here, but a program on the PATH, a note tells.
 
     Raises:
         ConfigError: there is no path.
@@ -124,6 +125,8 @@ def absolute(path: str) -> str:
         path.encode()
     except UnicodeEncodeError:
         raise TunsplitError(f"{path!r:.200}: found bytes that are no UTF-8, expected a path in UTF-8") from None
+    if "/" not in path and not Path(path).exists() and (program := shutil.which(path)):
+        click.echo(f"tunsplit: note: {path} counts as a file here; the program on the PATH is {program}", err=True)
     parts = PurePath(path).parts
     if ".." in parts:
         after_up = len(parts) - parts[::-1].index("..")
