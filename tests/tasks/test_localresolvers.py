@@ -75,23 +75,33 @@ def test_who_holds_port_53_is_one_and_its_fork_is(resolvers):
 
 
 def test_who_has_no_sockets_but_those_that_it_asks_by_is_none(resolvers, monkeypatch):
-    """Nor does it cost a dump. With one more it may be a resolver; and when it asks again, it may have become one."""
-    with binding("127.0.0.1", 54) as (pid, _):
-        dumps: list[int] = []
+    """Nor does that cost a dump, or to be read again. With one more it may be a resolver already."""
+    dumps: list[int] = []
+    find_bound = SockDiag.find_bound
 
-        def find_bound(_, port):
-            dumps.append(port)
-            return []
+    def counted(diag, port):
+        dumps.append(port)
+        return find_bound(diag, port)
 
-        monkeypatch.setattr(SockDiag, "find_bound", find_bound)
+    monkeypatch.setattr(SockDiag, "find_bound", counted)
+    with binding("127.0.0.1", 54) as (pid, _), binding() as (other, _):
         process, held = read(pid), sockets_of(pid)
         assert 2 == len(held)
         assert not resolvers.is_resolver(process, held)
         assert [] == dumps
-        assert not resolvers.is_resolver(process, list(held)[:1])
+        assert resolvers.is_resolver(read(other), list(sockets_of(other))[:1])
         assert [53] == dumps
+        assert not resolvers.is_resolver(process)
         monkeypatch.setattr(resolvers._processes, "sockets_of", None)  # noqa: SLF001  its answer is known now
         assert not resolvers.is_resolver(process, held)
+        assert [53] * 2 == dumps
+
+
+def test_who_becomes_one_later_is_seen_by_the_next_dump(resolvers):
+    with binding() as (pid, _):
+        process = read(pid)
+        assert not resolvers.is_resolver(process, sockets_of(pid))  # as before it bound the port
+        assert resolvers.is_resolver(process, {1})
 
 
 def test_a_fork_of_a_resolver_has_no_other_sockets_either(resolvers):

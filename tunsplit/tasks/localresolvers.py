@@ -96,10 +96,11 @@ class LocalResolvers:
             return False
         if name in SERVICES and process.executable is not None and process.executable.identity.owner == 0:
             return True
+        is_new = _key(process) not in self._holds
         if self._holds_port(process.pid, process.start_time, sockets):
             return True
-        # Without `sockets` there was a dump just now; nobody is the fork of one if that has found none.
-        may_be_fork = process.parent and (sockets or self._addresses)
+        # Where nobody holds the port nobody is the fork of a resolver; but for who is new there may have been no dump.
+        may_be_fork = process.parent and (is_new or self._addresses)
         parent = self._processes.known(process.parent) if may_be_fork else None
         return (
             parent is not None
@@ -112,17 +113,21 @@ class LocalResolvers:
 
     def _holds_port(self, pid: int, start_time: int, others: Collection[int] = ()) -> bool:
         key = pid, start_time
-        is_new = key not in self._holds
-        if is_new and others and self._processes.sockets_of(pid).issubset(others):
-            return False
-        if is_new or time.monotonic() > self._believed_until:
+        holds = self._holds.get(key)
+        if holds is None and others and self._processes.sockets_of(pid).issubset(others):
+            return self._remember(key, holds=False)
+        if holds is None or time.monotonic() > self._believed_until:
             self._dump()
-        answer = self._holds.get(key)
-        if answer is None:
-            if len(self._holds) >= KNOWN:
-                self._holds.clear()
-            answer = self._holds[key] = bool(self._processes.held_of(pid, set(self._addresses)))
-        return answer
+            holds = self._holds.get(key)
+        if holds is None:
+            return self._remember(key, holds=bool(self._processes.held_of(pid, set(self._addresses))))
+        return holds
+
+    def _remember(self, key: Key, *, holds: bool) -> bool:
+        if len(self._holds) >= KNOWN:
+            self._holds.clear()
+        self._holds[key] = holds
+        return holds
 
     def _dump(self) -> None:
         began = time.monotonic()
