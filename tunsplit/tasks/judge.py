@@ -69,7 +69,7 @@ class Judge:
         self.on_lost: Callable[[], None] = lambda: None  # of events, before anything is judged
         self.on_heard: Callable[[], None] = lambda: None  # of events, a moment later
         self.on_subscribed: Callable[[int], None] = lambda _: None  # anew: with this descriptor
-        self.is_resolver: Callable[..., bool] = lambda *_, **__: False  # as in tasks/localresolvers.py
+        self.is_resolver: Callable[..., bool] = lambda *_, **__: False  # see tasks/localresolvers.py
         self.tunnel_up: Callable[[], bool] = lambda: True
         self.carries_tunnel: Callable[[int], bool] = lambda _: False  # whether this pid does
         self.counters: Counter[str] = Counter()
@@ -126,9 +126,8 @@ class Judge:
 
         `sockets`: what it is sent by, as inodes, if its source port is not 53.
         """
-        is_resolver = partial(self.is_resolver, sockets=sockets)
         if owner is None or len(owner.holders) != 1 or owner.certainty is not EXACT or not self._by_events_alone():
-            return self.policy.judge(owner, self.reasons, is_resolver, self._stranded)
+            return self._judge_anew(owner, sockets)
         # Mostly it is a process that has just been judged, and nothing has happened since that could change that.
         as_of = self.policy, self.tree.changes
         if self._judged_as_of[0] is not as_of[0] or self._judged_as_of[1] != as_of[1] or len(self._judged) >= JUDGED:
@@ -136,12 +135,16 @@ class Judge:
             self._judged_as_of = as_of
         process = owner.holders[0]
         known = self._judged.get((process.pid, process.start_time))
-        if known is not None and not (known.verdict is UPLINK and is_resolver(process)):
+        if known is not None and not (known.verdict is UPLINK and self.is_resolver(process, sockets)):
             return known
-        judgement = self.policy.judge(owner, self.reasons, is_resolver, self._stranded)
+        judgement = self._judge_anew(owner, sockets)
         if judgement.reason not in FOR_NOW and self.tree.changes == as_of[1]:
             self._judged[process.pid, process.start_time] = judgement
         return judgement
+
+    def _judge_anew(self, owner: Owner | None, sockets: Collection[int]) -> Judgement:
+        is_resolver = partial(self.is_resolver, sockets=sockets)
+        return self.policy.judge(owner, self.reasons, is_resolver, self._stranded)
 
     def _by_events_alone(self) -> bool:
         """Whether events tell of all that judgements over single processes depend on, but for who is a resolver."""
