@@ -96,11 +96,14 @@ class LocalResolvers:
             return False
         if name in SERVICES and process.executable is not None and process.executable.identity.owner == 0:
             return True
-        is_new = _key(process) not in self._holds
-        if self._holds_port(process.pid, process.start_time, sockets):
+        key = _key(process)
+        only_asks = key not in self._holds and sockets and self._processes.sockets_of(process.pid).issubset(sockets)
+        if only_asks:
+            self._remember(key, holds=False)
+        elif self._holds_port(key):
             return True
-        # Where nobody holds the port nobody is the fork of a resolver; but for who is new there may have been no dump.
-        may_be_fork = process.parent and (is_new or self._addresses)
+        # Where nobody holds the port nobody is the fork of a resolver; but for who only asks there was no dump.
+        may_be_fork = process.parent and (only_asks or self._addresses)
         parent = self._processes.known(process.parent) if may_be_fork else None
         return (
             parent is not None
@@ -108,26 +111,23 @@ class LocalResolvers:
             and process.executable is not None
             and parent.executable.identity == process.executable.identity
             and parent.pid != self._own_pid
-            and self._holds_port(parent.pid, parent.start_time)
+            and self._holds_port(_key(parent))
         )
 
-    def _holds_port(self, pid: int, start_time: int, others: Collection[int] = ()) -> bool:
-        key = pid, start_time
+    def _holds_port(self, key: Key) -> bool:
         holds = self._holds.get(key)
-        if holds is None and others and self._processes.sockets_of(pid).issubset(others):
-            return self._remember(key, holds=False)
         if holds is None or time.monotonic() > self._believed_until:
             self._dump()
             holds = self._holds.get(key)
         if holds is None:
-            return self._remember(key, holds=bool(self._processes.held_of(pid, set(self._addresses))))
+            holds = bool(self._processes.held_of(key[0], set(self._addresses)))
+            self._remember(key, holds=holds)
         return holds
 
-    def _remember(self, key: Key, *, holds: bool) -> bool:
+    def _remember(self, key: Key, *, holds: bool) -> None:
         if len(self._holds) >= KNOWN:
             self._holds.clear()
         self._holds[key] = holds
-        return holds
 
     def _dump(self) -> None:
         began = time.monotonic()
