@@ -125,7 +125,7 @@ def absolute(path: str) -> str:
         path.encode()
     except UnicodeEncodeError:
         raise TunsplitError(f"{path!r:.200}: found bytes that are no UTF-8, expected a path in UTF-8") from None
-    if "/" not in path and not Path(path).exists() and (program := shutil.which(path)):
+    if not Path(path).exists() and (program := shutil.which(path)):
         click.echo(f"tunsplit: note: {path} counts as a file here; the program on the PATH is {program}", err=True)
     parts = PurePath(path).parts
     if ".." in parts:
