@@ -164,6 +164,23 @@ def test_a_path_is_told_from_the_root(path, from_root, tmp_path, monkeypatch):
     assert from_root.format(here=here, above=tmp_path) == absolute(path)
 
 
+@pytest.mark.parametrize("name", ["closed/program", "a" * 5000, "loop/program"])
+def test_a_path_that_cannot_be_looked_at_is_a_path(name, tmp_path, monkeypatch):
+    """By an ordinary user above all: the daemon may look."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    real = os.stat
+
+    def stat(path, *args, **options):
+        if "closed" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+    assert f"{tmp_path}/{name}" == absolute(name)
+
+
 def test_a_name_that_no_configuration_can_hold_is_refused(invoke):
     with pytest.raises(TunsplitError, match="found bytes that are no UTF-8"):
         absolute("/x\udcff")

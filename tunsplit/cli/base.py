@@ -125,7 +125,8 @@ def absolute(path: str) -> str:
         path.encode()
     except UnicodeEncodeError:
         raise TunsplitError(f"{path!r:.200}: found bytes that are no UTF-8, expected a path in UTF-8") from None
-    if not Path(path).exists() and (program := shutil.which(path)):
+    is_there = os.path.exists(path)  # noqa: PTH110 -- what may not be looked at is an error for pathlib
+    if not is_there and (program := shutil.which(path)):
         click.echo(f"tunsplit: note: {path} counts as a file here; the program on the PATH is {program}", err=True)
     parts = PurePath(path).parts
     if ".." in parts:
