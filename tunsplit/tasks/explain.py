@@ -43,7 +43,6 @@ class Explainer:
         self, *, pid: int | None, exe: str | None, protocol: str | None, source: str | None, destination: str | None
     ) -> Json:
         """The whole chain of judgement, without sending a packet."""
-        self._ipsec.hear()
         self._judge.prepare()
         if pid is not None:
             process = self._judge.look_again(pid)
@@ -90,6 +89,7 @@ class Explainer:
         explained = self._explained(owner, self._judge.policy.judge_forwarded() if forwarded else None)
         verdict = str(explained["verdict"])
         if verdict != Verdict.BLOCK.value:
+            self._ipsec.hear()
             handling = self._dns.handling(number, key, verdict, owner)
             if handling is None or handling in SIDES:
                 side = verdict if handling is None else handling.value
